@@ -1,0 +1,1 @@
+"""Chat models behind one protocol: messages with images in, text out."""

@@ -1,0 +1,1 @@
+"""Prompt templates as versioned files, one folder per style."""
