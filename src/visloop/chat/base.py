@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from visloop.config import Sampling
+
+__all__ = ["ChatModel", "ChatReply", "ChatRequest", "Finish", "Message", "Role", "Sampling"]
+
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "error"]
 
@@ -16,18 +20,6 @@ class Message:
     role: Role
     text: str
     images: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How to decode. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch those filters off."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 512
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

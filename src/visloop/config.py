@@ -1,0 +1,293 @@
+"""The typed schema of every value. Hydra fills it from ``conf/``; functions get the small part that they need.
+
+Numbers here are neutral starts; the papers' numbers and the embedded default's are in ``conf/`` with their source.
+Plain dataclasses on purpose: a REPL builds them with literals, and an unknown key fails at once with its name.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Backend(Enum):
+    """Where a chat model runs."""
+
+    transformers = "transformers"
+    openai = "openai"
+
+
+class Scorer(Enum):
+    """Who gives path scores. ``verifier`` knows the scene: a measuring instrument, for the embedded world only."""
+
+    judge = "judge"
+    verifier = "verifier"
+
+
+class PairStrategy(Enum):
+    """How D_t picks the chosen and the rejected chain of a question.
+
+    ``best_worst``: best-scored correct against the lowest-scored of all others, wrong answers first.
+    ``correct_flawed``: best-scored correct against the *best*-looking wrong one (the near miss).
+    ``margin``: any two whose scores differ by ``min_margin`` or more, also both correct.
+    ``first_error``: correct against the wrong one that shares the longest prefix of steps with it.
+    """
+
+    best_worst = "best_worst"
+    correct_flawed = "correct_flawed"
+    margin = "margin"
+    first_error = "first_error"
+
+
+class Loss(Enum):
+    """DPO objective: ``sigmoid``; ``sigmoid_nll`` adds NLL on the chosen chain; ``mpo`` = 0.8 sigmoid + 0.2 BCO + 1.0 NLL."""
+
+    sigmoid = "sigmoid"
+    sigmoid_nll = "sigmoid_nll"
+    mpo = "mpo"
+
+
+class Combine(Enum):
+    """How the answer is made from one or several chains."""
+
+    summary = "summary"
+    self_consistency = "self_consistency"
+    best_of_n = "best_of_n"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to decode. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch those filters off."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+
+@dataclass
+class ChatConfig:
+    """One mounted model: generator, judge, reasoner or summarizer.
+
+    ``model`` is a shipped name (``embedded/base``), a local folder, or a hub id; for ``openai`` the served model's name.
+    ``api_key_env`` names an environment variable; the key itself never enters a config. Seconds for times.
+    """
+
+    backend: Backend = Backend.transformers
+    model: str = "embedded/base"
+    device: str = "auto"
+    dtype: str = "auto"
+    attn_implementation: str = "sdpa"
+    batch_size: int = 128
+    max_image_pixels: int = 1280 * 28 * 28
+    base_url: str = "http://127.0.0.1:8000/v1"
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout_seconds: float = 120.0
+    max_retries: int = 3
+
+
+@dataclass
+class PathsConfig:
+    """Folders, relative to the working directory."""
+
+    data: str = "data"
+    mlruns: str = "mlruns"
+
+
+@dataclass
+class DataConfig:
+    """The questions. ``name`` picks the reader; counts are questions per split; empty ``families`` means all."""
+
+    name: str = "scenes"
+    train: int = 2000
+    validation: int = 400
+    test: int = 1000
+    questions_per_scene: int = 2
+    families: list[str] = field(default_factory=list)
+    root: str = ""
+    wording: str = "all"
+
+
+@dataclass
+class PoolConfig:
+    """Question pool (Insight-V: hard questions mined with the base, plus quotas per ability)."""
+
+    size: int = 600
+    hard_share: float = 0.5
+    max_family_share: float = 0.3
+    decontaminate: bool = True
+
+
+@dataclass
+class GenerateConfig:
+    """Progressive long-chain generation, one JSON step per call (Insight-V 3.2)."""
+
+    model: ChatConfig = field(default_factory=ChatConfig)
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, max_new_tokens=48))
+    final_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=16))
+    samples_per_question: int = 4
+    min_steps: int = 2
+    max_steps: int = 16
+    max_repairs: int = 2
+    max_duplicate_ratio: float = 0.95
+    shard_size: int = 128
+
+
+@dataclass
+class AssessConfig:
+    """Multi-granularity assessment: answer filter, then path scores 1-100 (Insight-V 3.2). ``bands``: lower bounds, highest first."""
+
+    scorer: Scorer = Scorer.judge
+    judge: ChatConfig = field(default_factory=lambda: ChatConfig(model="embedded/judge"))
+    text_judge: ChatConfig | None = None
+    judge_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=96))
+    score_wrong: bool = False
+    show_answer: bool = True
+    passes: int = 1
+    max_reasks: int = 2
+    max_paths_per_call: int = 8
+    bands: dict[str, float] = field(default_factory=lambda: {"high": 80.0, "mid": 50.0, "low": 1.0})
+    max_unjudged_rate: float = 0.05
+    shard_size: int = 128
+
+
+@dataclass
+class SetsConfig:
+    """Training sets. ``summary_shares`` are shares of the summary set by kind; they sum to 1."""
+
+    reason_min_score: float = 1.0
+    reason_fraction: float = 1.0
+    summary_size: int = 1200
+    summary_shares: dict[str, float] = field(
+        default_factory=lambda: {"optimal": 0.3, "flawed": 0.15, "wrong_answer": 0.15, "agent": 0.3, "general": 0.1}
+    )
+
+
+@dataclass
+class LoraSettings:
+    """LoRA by PEFT, with its names. ``target_modules`` is a regular expression over module names."""
+
+    enabled: bool = False
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass
+class TrainSettings:
+    """What SFT and DPO share; names and units as in ``transformers.TrainingArguments``. ``freeze``: module-name prefixes or
+    substrings that stay fixed (both papers' recipes freeze the vision tower)."""
+
+    learning_rate: float = 2e-4
+    num_train_epochs: float = 2.0
+    per_device_train_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    save_steps: float = 0.25
+    freeze: tuple[str, ...] = ("vision_tower",)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+
+@dataclass
+class SFTSettings(TrainSettings):
+    """Supervised fine-tuning of one agent from the base."""
+
+
+@dataclass
+class DPOSettings(TrainSettings):
+    """One DPO round. ``beta`` as TRL spells it; ``nll_weight`` is the weight of NLL(chosen) in ``sigmoid_nll``."""
+
+    learning_rate: float = 1e-4
+    beta: float = 0.1
+    loss: Loss = Loss.sigmoid_nll
+    nll_weight: float = 1.0
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class PairConfig:
+    """How D_t is built from assessed chains. ``min_margin`` in score points; ``max_length_ratio`` of longer to shorter text."""
+
+    strategy: PairStrategy = PairStrategy.best_worst
+    min_margin: float = 20.0
+    max_pairs_per_question: int = 1
+    max_length_ratio: float = 3.0
+    keep_malformed_rejected: bool = True
+
+
+@dataclass
+class GuardConfig:
+    """Health limits of a round, measured on the validation split. A violated limit rejects the round."""
+
+    min_reward_accuracy: float = 0.5
+    min_reward_margin: float = 0.0
+    max_chosen_logp_drop: float = 50.0
+    max_length_drift: float = 0.5
+    max_malformed_rate: float = 0.1
+    min_gain: float = -0.01
+
+
+@dataclass
+class RoundsConfig:
+    """Iterative DPO (Insight-V 3.4): M_1..M_T, each on D_t sampled from the model before it."""
+
+    rounds: int = 3
+    prompts_per_round: int = 400
+    samples_per_question: int = 6
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, max_new_tokens=128))
+    validation_samples: int = 4
+    pairs: PairConfig = field(default_factory=PairConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    stop_after_rejections: int = 1
+    reference: str = "previous"
+
+
+@dataclass
+class AnswerConfig:
+    """Two-agent inference: chain budget, summary budget, and how several chains are combined."""
+
+    chains: int = 1
+    combine: Combine = Combine.summary
+    reason_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=128))
+    summary_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=16))
+    direct_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=16))
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out evaluation. ``vote_chains``: chains per question for best-of-N and self-consistency rows."""
+
+    confidence: float = 0.95
+    bootstrap_samples: int = 2000
+    sampled_chains: int = 2
+    vote_chains: int = 4
+    fractions: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
+
+
+@dataclass
+class Config:
+    """Everything one flow run knows."""
+
+    seed: int = 0
+    prompts: str = "compact"
+    base: ChatConfig = field(default_factory=ChatConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    assess: AssessConfig = field(default_factory=AssessConfig)
+    sets: SetsConfig = field(default_factory=SetsConfig)
+    sft_reason: SFTSettings = field(default_factory=SFTSettings)
+    sft_summary: SFTSettings = field(default_factory=SFTSettings)
+    dpo: DPOSettings = field(default_factory=DPOSettings)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
