@@ -1,0 +1,59 @@
+"""Where everything lies under the data folder: the one place that knows names of folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from visloop.config import Config
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders of one project. ``root`` is the data folder, to which image paths inside records are relative."""
+
+    root: Path
+    dataset: str
+
+    @classmethod
+    def from_config(cls, config: Config) -> "Layout":
+        return cls(Path(config.paths.data), config.data.name)
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw" / self.dataset
+
+    @property
+    def reasoning(self) -> Path:
+        return self.root / "reasoning"
+
+    @property
+    def pool(self) -> Path:
+        return self.reasoning / "pool"
+
+    @property
+    def paths(self) -> Path:
+        return self.reasoning / "paths"
+
+    @property
+    def assessed(self) -> Path:
+        return self.reasoning / "assessed"
+
+    @property
+    def agent_paths(self) -> Path:
+        return self.reasoning / "agent_paths"
+
+    def training_set(self, name: str) -> Path:
+        return self.reasoning / "sets" / name
+
+    def model(self, name: str) -> Path:
+        return self.root / "models" / name
+
+    def round(self, number: int) -> Path:
+        return self.root / "rounds" / f"{number:02d}"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
