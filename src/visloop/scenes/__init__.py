@@ -1,0 +1,1 @@
+"""The embedded world: scenes, their pictures, questions with exact reasoning, its verifier and its damaged copies."""
