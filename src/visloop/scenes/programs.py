@@ -86,7 +86,8 @@ def _draw_attributes(rng: random.Random) -> list[Attribute]:
 
 def draw_exist(rng: random.Random, boxes: tuple[Objects, ...], spec: WorldSpec) -> Program | None:
     """Is there an F? Half of the questions ask for something that is almost there."""
-    truth, wanted = rng.random() < 0.5, None
+    truth = rng.random() < 0.5
+    wanted: Filter | None = None
     for _ in range(8):
         attributes = _draw_attributes(rng)
         if truth:
@@ -95,7 +96,9 @@ def draw_exist(rng: random.Random, boxes: tuple[Objects, ...], spec: WorldSpec) 
             wanted = draw_near_miss(rng, boxes[0], attributes=attributes, spec=spec)
         if wanted is not None:
             break
-    return wanted and Program("exist", "exist", (Find(wanted), Conclusion("exist")), "boolean", wanted)
+    if wanted is None:
+        return None
+    return Program("exist", "exist", (Find(wanted), Conclusion("exist")), "boolean", wanted)
 
 
 def _add_near_misses(rng: random.Random, objects: Objects, *, spec: WorldSpec, most: int) -> dict[Filter, int]:
@@ -200,14 +203,14 @@ def draw_hop(rng: random.Random, boxes: tuple[Objects, ...], spec: WorldSpec) ->
         if asks_count:
             counts = {wanted: len(select_objects(beyond, wanted)) for wanted in (Filter(), *index_filters(boxes[0], most=2))}
             second = _draw_counted(rng, counts)
-            operations = (Find(first), Find(second, direction=direction, limit=limit), Conclusion("count"))
-            return Program("hop", "hop count", operations, "number", first, second, direction=direction)
+            counted = (Find(first), Find(second, direction=direction, limit=limit), Conclusion("count"))
+            return Program("hop", "hop count", counted, "number", first, second, direction=direction)
         candidates = _list_unique(beyond) | ({Filter(): beyond[0]} if len(beyond) == 1 else {})
         asked = _draw_asked(rng, candidates, spec)
         if asked:
             second, attribute = asked
-            operations = (Find(first), Find(second, direction=direction, limit=limit), Conclusion("query", attribute))
-            return Program("hop", "hop query", operations, "phrase", first, second, attribute, direction)
+            queried = (Find(first), Find(second, direction=direction, limit=limit), Conclusion("query", attribute))
+            return Program("hop", "hop query", queried, "phrase", first, second, attribute, direction)
     return None
 
 
@@ -232,7 +235,11 @@ def draw_statement(rng: random.Random, boxes: tuple[Objects, ...], spec: WorldSp
         if fitting:
             wanted = draw_filter_by_size(rng, fitting)
             finds = tuple(Find(wanted, box, negated=condition is None) for box in range(1, len(boxes) + 1))
-            operations = (*finds, Conclusion("check", check_word, check_number), Conclusion("statement", bound, number))
+            operations: tuple[Operation, ...] = (
+                *finds,
+                Conclusion("check", check_word, check_number),
+                Conclusion("statement", bound, number),
+            )
             name = "has only" if condition is None else f"has {check_word} {check_number}"
             return Program("statement", f"boxes {bound} {number}", operations, "boolean", wanted, condition=name)
     return None
