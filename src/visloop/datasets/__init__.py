@@ -1,0 +1,1 @@
+"""Readers of outside data into samples, with counted skips."""

@@ -1,0 +1,1 @@
+"""Metrics with confidence intervals, ablation systems, benchmark scores, tables and plots."""

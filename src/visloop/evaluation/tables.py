@@ -1,0 +1,124 @@
+"""The report as tables: for the terminal (rich) and, with the same cells, as Markdown."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+
+from visloop.evaluation.metrics import Paired, Row
+from visloop.evaluation.report import Report, list_systems
+
+_POINT_METRICS = frozenset({"path_score", "mme", "mme_perception", "mme_cognition", "ocrbench"})
+_EMPTY = "–"  # noqa: RUF001
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells of one table; the first column is text, the others are numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+def is_percentage(metric: str) -> bool:
+    """Whether a metric is a fraction 0-1 that people read as per cent; path scores and benchmark sums are points."""
+    return metric.split("/", 1)[0] not in _POINT_METRICS
+
+
+def format_interval(value: float, low: float, high: float, *, metric: str, signed: bool = False) -> str:
+    """``83.2 [80.9, 85.4]``, in per cent for fractions, in points otherwise."""
+    factor = 100.0 if is_percentage(metric) else 1.0
+    sign = "+" if signed else ""
+    # adding 0.0 turns a rounded -0.0 into 0.0
+    center, bottom, top = (round(number * factor, 1) + 0.0 for number in (value, low, high))
+    return f"{center:{sign}.1f} [{bottom:{sign}.1f}, {top:{sign}.1f}]"
+
+
+def format_metric(metric: str) -> str:
+    """Column title: the metric's words and its unit."""
+    return f"{metric.replace('_', ' ')} ({'%' if is_percentage(metric) else 'points'})"
+
+
+def _format_row(row: Row | None) -> str:
+    return format_interval(row.value, row.low, row.high, metric=row.metric) if row else _EMPTY
+
+
+def build_systems_table(rows: Sequence[Row], *, metrics: Sequence[str] | None = None, title: str = "Systems") -> Table:
+    """Systems down, metrics across; family metrics (``accuracy/count``) are left to ``build_families_table``."""
+    wanted = list(metrics) if metrics else list(dict.fromkeys(row.metric for row in rows if "/" not in row.metric))
+    cells = {(row.name, row.metric): row for row in rows}
+    lines = []
+    for name in list_systems([row for row in rows if row.metric in wanted]):
+        counts = [cells[name, metric].n for metric in wanted if (name, metric) in cells]
+        lines.append((name, *(_format_row(cells.get((name, metric))) for metric in wanted), str(max(counts))))
+    columns = ("system", *(format_metric(metric) for metric in wanted), "n")
+    return Table(title, columns, tuple(lines), "mean [confidence interval]")
+
+
+def build_families_table(rows: Sequence[Row], *, metric: str = "accuracy", title: str = "Question families") -> Table:
+    """Systems down, families across, from rows ``<metric>/<family>``."""
+    prefix = f"{metric}/"
+    parts = [row for row in rows if row.metric.startswith(prefix)]
+    families = list(dict.fromkeys(row.metric for row in parts))
+    cells = {(row.name, row.metric): row for row in parts}
+    counts = {family: max(row.n for row in parts if row.metric == family) for family in families}
+    lines = [(name, *(_format_row(cells.get((name, family))) for family in families)) for name in list_systems(parts)]
+    columns = ("system", *(f"{family.removeprefix(prefix)} (n = {counts[family]})" for family in families))
+    return Table(title, columns, tuple(lines), f"{format_metric(metric)}, mean [confidence interval]")
+
+
+def build_paired_table(paired: Sequence[Paired], *, title: str = "Paired differences") -> Table:
+    """One line per pair; ``*`` marks intervals that exclude 0."""
+    lines = []
+    for pair in paired:
+        text = format_interval(pair.difference, pair.low, pair.high, metric=pair.metric, signed=True)
+        mark = " *" if pair.low > 0 or pair.high < 0 else ""
+        lines.append((f"{pair.a} − {pair.b}", pair.metric.replace("_", " "), text + mark, str(pair.n)))  # noqa: RUF001
+    return Table(title, ("systems", "metric", "difference in points", "n"), tuple(lines), "* the interval excludes 0")
+
+
+def build_rounds_table(report: Report, *, metrics: Sequence[str] = ("greedy_accuracy", "sampled_accuracy", "path_score")) -> Table:
+    """One line per model M_t: its measures and whether the round was accepted."""
+    lines = []
+    for entry in report.rounds:
+        cells = (_format_row(report.find_row(entry["name"], metric)) for metric in metrics)
+        verdict = "accepted" if entry["accepted"] else "rejected"
+        reasons = entry.get("reasons") or ()
+        lines.append((entry["name"], *cells, verdict + (f": {'; '.join(map(str, reasons))}" if reasons else "")))
+    columns = ("model", *(format_metric(metric) for metric in metrics), "round")
+    return Table("DPO rounds", columns, tuple(lines), "mean [confidence interval]")
+
+
+def build_tables(report: Report) -> list[Table]:
+    """Systems, pairs, rounds and families, without the empty ones. Models M_t stand in the rounds table only."""
+    models = {entry["name"] for entry in report.rounds}
+    rows = [row for row in report.rows if row.name not in models]
+    tables = [build_systems_table(rows), build_paired_table(report.paired), build_rounds_table(report), build_families_table(rows)]
+    return [table for table in tables if table.rows]
+
+
+def render_rich(table: Table) -> RichTable:
+    """The table for a rich console; give it to ``Console.print``."""
+    rendered = RichTable(title=table.title, caption=table.caption or None, title_justify="left", caption_justify="left")
+    for index, column in enumerate(table.columns):
+        rendered.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in table.rows:
+        rendered.add_row(*(_escape_rich(cell) for cell in row))
+    return rendered
+
+
+def render_markdown(table: Table) -> str:
+    """The table as GitHub Markdown under a bold title; bars in cells are escaped."""
+    escape: Callable[[str], str] = lambda cell: cell.replace("|", "\\|")  # noqa: E731
+    lines = [f"**{table.title}**" + (f" ({table.caption})" if table.caption else ""), ""]
+    lines.append("| " + " | ".join(map(escape, table.columns)) + " |")
+    lines.append("|" + "|".join("---" if index == 0 else "---:" for index in range(len(table.columns))) + "|")
+    lines += ["| " + " | ".join(map(escape, row)) + " |" for row in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _escape_rich(cell: str) -> str:
+    # rich reads "[80.9" only as text when it cannot be a tag, so every bracket is made literal
+    return cell.replace("[", "\\[")
