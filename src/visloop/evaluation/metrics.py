@@ -19,6 +19,7 @@ from visloop.records.reasoning import Prediction
 Floats = NDArray[np.float64]
 
 _MAX_CELLS = 1 << 22
+_POINT_METRICS = frozenset({"path_score", "mme", "mme_perception", "mme_cognition", "ocrbench"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ class Outcomes:
     values: Floats
 
 
+def is_percentage(metric: str) -> bool:
+    """Whether a metric is a fraction 0-1 that people read as per cent; path scores and benchmark sums are points."""
+    return metric.split("/", 1)[0] not in _POINT_METRICS
+
+
 def read_outcomes(predictions: Sequence[Prediction], *, metric: str = "accuracy", name: str | None = None) -> Outcomes:
     """The values of ``metric``: ``accuracy`` is ``Prediction.correct``, any other name is looked up in ``Prediction.metrics``.
 
@@ -83,12 +89,12 @@ def read_outcomes(predictions: Sequence[Prediction], *, metric: str = "accuracy"
 
 
 def measure_outcomes(outcomes: Outcomes, *, confidence: float = 0.95, bootstrap_samples: int = 2000, seed: int = 0) -> Row:
-    """Mean with its interval. Wilson for independent 0/1 values; where a clustered proportion is exactly 0 or 1 the
+    """Mean with its interval. Wilson for independent 0/1 values of a fraction; where a clustered proportion is exactly 0 or 1 the
     bootstrap says nothing, and Wilson over the number of groups is given instead."""
     _check_levels(confidence, bootstrap_samples)
     values, groups = outcomes.values, len(set(outcomes.groups))
     value = float(values.mean())
-    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    binary = is_percentage(outcomes.metric) and bool(np.isin(values, (0.0, 1.0)).all())
     if binary and (groups == len(values) or value in (0.0, 1.0)):
         low, high = _wilson(round(value * groups), groups, confidence)
     else:

@@ -16,9 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from visloop.errors import DataError
-from visloop.evaluation.metrics import Row
+from visloop.evaluation.metrics import Row, is_percentage
 from visloop.evaluation.report import Report, list_systems
-from visloop.evaluation.tables import format_metric, is_percentage
+from visloop.evaluation.tables import format_metric
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 _MARKS = "osD^vP*X"

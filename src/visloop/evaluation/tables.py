@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from rich.table import Table as RichTable
 
-from visloop.evaluation.metrics import Paired, Row
+from visloop.evaluation.metrics import Paired, Row, is_percentage
 from visloop.evaluation.report import Report, list_systems
 
-_POINT_METRICS = frozenset({"path_score", "mme", "mme_perception", "mme_cognition", "ocrbench"})
 _EMPTY = "–"  # noqa: RUF001
 
 
@@ -20,11 +19,6 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
-
-
-def is_percentage(metric: str) -> bool:
-    """Whether a metric is a fraction 0-1 that people read as per cent; path scores and benchmark sums are points."""
-    return metric.split("/", 1)[0] not in _POINT_METRICS
 
 
 def format_interval(value: float, low: float, high: float, *, metric: str, signed: bool = False) -> str:
