@@ -61,17 +61,16 @@ def _draw_balanced(
     scene: Scene, *, seed: int, families: Sequence[Family], drawn: Counter[Family], count: int, spec: WorldSpec, wording: Wording
 ) -> list[SceneQuestion]:
     """Up to ``count`` questions of one scene, the families that were drawn least first; ``drawn`` is brought up to date."""
-    questions: dict[str, SceneQuestion] = {}
+    questions: list[SceneQuestion] = []
     each = 1 + (count - 1) // len(families)
     for family in sorted(families, key=lambda name: drawn[name]):
-        for question in draw_questions(
-            scene, seed=seed, spec=spec, families=(family,), count=min(each, count - len(questions)), wording=wording
-        ):
-            questions[question.question] = question
-            drawn[family] += 1
+        wanted = min(each, count - len(questions))
+        found = draw_questions(scene, seed=seed, spec=spec, families=(family,), count=wanted, wording=wording)
+        questions += found
+        drawn[family] += len(found)
         if len(questions) == count:
             break
-    return list(questions.values())
+    return questions
 
 
 def save_pictures(scene: Scene, *, out: Path, spec: WorldSpec = DEFAULT_WORLD) -> tuple[tuple[str, ...], tuple[str, ...]]:

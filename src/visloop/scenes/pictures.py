@@ -9,7 +9,7 @@ from PIL import Image
 
 from visloop.ids import seed_for
 from visloop.scenes.outlines import cover_pixels
-from visloop.scenes.world import DEFAULT_WORLD, Objects, Scene, WorldSpec
+from visloop.scenes.world import DEFAULT_WORLD, Objects, Scene, WorldSpec, check_scene
 
 STRIPE_SHADE = 0.12
 """A stripe keeps this share of the object's colour: almost black, so it shows on every colour, yellow and blue alike."""
@@ -44,7 +44,12 @@ def _draw_box(objects: Objects, *, seed: int, side: int, spec: WorldSpec) -> NDA
 
 
 def render_scene(scene: Scene, *, spec: WorldSpec = DEFAULT_WORLD) -> list[Image.Image]:
-    """One RGB picture per box: ``spec.canvas`` pixels square for a single box, ``spec.box_canvas`` for each of several."""
+    """One RGB picture per box: ``spec.canvas`` pixels square for a single box, ``spec.box_canvas`` for each of several.
+
+    Raises:
+        DataError: the scene is not of the world ``spec``.
+    """
+    check_scene(scene, spec=spec)
     side = spec.canvas if len(scene.boxes) == 1 else spec.box_canvas
     return [
         Image.fromarray(_draw_box(box, seed=seed_for(scene.seed, "picture", index), side=side, spec=spec))

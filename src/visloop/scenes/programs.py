@@ -217,18 +217,18 @@ def draw_hop(rng: random.Random, boxes: tuple[Objects, ...], spec: WorldSpec) ->
 def draw_statement(rng: random.Random, boxes: tuple[Objects, ...], spec: WorldSpec) -> Program | None:
     """A true or false statement about three boxes: a bound on how many of them satisfy a condition."""
     truth = rng.random() < 0.5
-    everything = tuple(entry for box in boxes for entry in box)
-    known = _add_near_misses(rng, everything, spec=spec, most=2)
+    known = _add_near_misses(rng, tuple(entry for box in boxes for entry in box), spec=spec, most=2)
+    per_box = {wanted: [len(select_objects(box, wanted)) for box in boxes] for wanted in known}
     for _ in range(20):
         bound, number = rng.choice(BOX_BOUNDS)
         condition = rng.choice(CONDITIONS)
-        most = 1 if condition is None else 3
         check_word, check_number = condition or ("exactly", 0)
         fitting = []
-        for wanted in known:
-            if len(wanted.attributes()) > most:
-                continue
-            counts = [len(find_objects(box, Find(wanted, negated=condition is None))) for box in boxes]
+        for wanted, counts in per_box.items():
+            if condition is None:
+                if len(wanted.attributes()) > 1:
+                    continue
+                counts = [len(box) - count for box, count in zip(boxes, counts, strict=True)]
             passing = sum(holds_for(check_word, compare_numbers(count, check_number)) for count in counts)
             if holds_for(bound, compare_numbers(passing, number)) == truth:
                 fitting.append(wanted)

@@ -9,7 +9,7 @@ from visloop.ids import seed_for
 from visloop.records.reasoning import AnswerType, ReasoningStep
 from visloop.scenes.filters import phrase_filter
 from visloop.scenes.programs import DRAW_PROGRAM, FAMILIES, Family, Program
-from visloop.scenes.steps import answer_of, execute_operations
+from visloop.scenes.steps import Operation, answer_of, execute_operations
 from visloop.scenes.wordings import DIRECTION_PHRASES, NOUNS, QUESTIONS, Wording, add_article
 from visloop.scenes.world import DEFAULT_WORLD, Scene, WorldSpec
 
@@ -76,7 +76,7 @@ def draw_questions(
     if not chosen or not set(chosen) <= set(possible):
         raise ConfigError(f"families {chosen} do not fit a scene of {len(scene.boxes)} boxes; possible are {possible}")
     rng = random.Random(seed_for(seed, "questions", scene.id))
-    drawn: dict[tuple[object, ...], SceneQuestion] = {}
+    drawn: dict[tuple[Operation, ...], SceneQuestion] = {}
     for _ in range(4 * (1 + count // len(chosen))):
         for family in rng.sample(chosen, len(chosen)):
             if len(drawn) == count:
@@ -84,7 +84,7 @@ def draw_questions(
             program = None
             for _ in range(4):
                 program = DRAW_PROGRAM[family](rng, scene.boxes, spec)
-                if program is not None and (program.form, program.operations) not in drawn:
+                if program is not None and program.operations not in drawn:
                     break
                 program = None
             if program is None:
@@ -94,5 +94,5 @@ def draw_questions(
             if answer is None:
                 raise ValueError(f"the last step of {program} concludes nothing")
             text = word_program(program, rng=rng, spec=spec, wording=wording)
-            drawn[program.form, program.operations] = SceneQuestion(family, program.form, text, answer, program.answer_type, steps)
+            drawn[program.operations] = SceneQuestion(family, program.form, text, answer, program.answer_type, steps)
     return tuple(drawn.values())

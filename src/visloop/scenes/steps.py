@@ -128,10 +128,10 @@ _CONCLUSIONS: dict[str, Conclusion] = {
         *(Conclusion("query", word) for word in ATTRIBUTES),
     )
 }
-_BOUNDED = re.compile(rf"(check|conclude) ({'|'.join(BOUNDS)}) (\d{{1,2}})")
-_LOCATED = re.compile(rf"(.+) ({'|'.join(DIRECTIONS)}) ([xy])(\d{{1,2}})")
+_BOUNDED = re.compile(rf"(check|conclude) ({'|'.join(BOUNDS)}) (0|[1-9][0-9]?)")
+_LOCATED = re.compile(rf"(.+) ({'|'.join(DIRECTIONS)}) ([xy])([1-9][0-9]?)")
 _FIND = re.compile(r"(?:box ([1-9]) )?find (not )?(.+)")
-_POSITION = re.compile(r"x(\d{1,2}) y(\d{1,2})")
+_POSITION = re.compile(r"x([1-9][0-9]?) y([1-9][0-9]?)")
 
 
 def read_summary(text: str, *, spec: WorldSpec) -> Operation | None:

@@ -17,6 +17,10 @@ ATTRIBUTES: tuple[Attribute, ...] = ("size", "pattern", "color", "shape")
 """In the order in which English puts them before a noun."""
 
 
+RESERVED_WORDS = frozenset({"thing", "object", "item", "box", "picture", "find", "not", "none", "left", "right", "above", "below"})
+"""Words with a meaning of their own in questions or steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A noun of the world: its name, its plural and the outline it is drawn with."""
@@ -94,6 +98,9 @@ class WorldSpec:
         names = [name for attribute in ATTRIBUTES for name in self.values(attribute)]
         if len(names) != len(set(names)):
             raise ConfigError(f"world {self.name!r}: a word names two attribute values in {names}")
+        reserved = sorted(RESERVED_WORDS.intersection(names))
+        if reserved:
+            raise ConfigError(f"world {self.name!r}: {reserved} are words of the question grammar and cannot name attribute values")
         malformed = [name for name in names if not name.isalpha() or name != name.lower()]
         if malformed:
             raise ConfigError(f"world {self.name!r}: attribute values must be lower-case words of letters, got {malformed}")
@@ -180,6 +187,22 @@ def draw_scene(seed: int, *, spec: WorldSpec = DEFAULT_WORLD, boxes: int = 1) ->
             )
         )
     return make_scene(tuple(drawn), seed=rng.getrandbits(48))
+
+
+def check_scene(scene: Scene, *, spec: WorldSpec) -> None:
+    """Refuse a scene that is not of this world.
+
+    Raises:
+        DataError: an object outside the grid, or a word the world does not have.
+    """
+    for number, box in enumerate(scene.boxes, start=1):
+        for entry in box:
+            unknown = [getattr(entry, attribute) for attribute in ATTRIBUTES if getattr(entry, attribute) not in spec.values(attribute)]
+            if unknown or not (1 <= entry.column <= spec.grid and 1 <= entry.row <= spec.grid):
+                raise DataError(
+                    f"scene {scene.id}, box {number}: {entry} is not of world {spec.name!r}; expected words of the world "
+                    f"and a column and row in 1-{spec.grid}"
+                )
 
 
 def scene_to_json(scene: Scene) -> dict[str, Any]:
