@@ -1,0 +1,43 @@
+"""From a model's name in a config to what can be loaded: a shipped model's folder, a local folder, or a hub id."""
+
+import re
+from pathlib import Path
+
+import visloop
+from visloop.errors import ModelError
+
+SHIPPED_PREFIX = "embedded/"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-][\w.-]*")
+
+
+def shipped_folder() -> Path:
+    """Where the shipped models lie: one folder each."""
+    return Path(visloop.__file__).parent / "embedded" / "weights"
+
+
+def list_shipped() -> list[str]:
+    """Names of the shipped models, in alphabetical order, as a config spells them."""
+    return sorted(SHIPPED_PREFIX + path.parent.name for path in shipped_folder().glob("*/config.json"))
+
+
+def resolve_model(name: str) -> str:
+    """What to load for ``name``: an absolute folder for a shipped or a local model, the unchanged id for a hub model.
+
+    A name that is a folder is that folder; ``embedded/<x>`` is the shipped model ``<x>``; ``owner/model`` is a hub id.
+
+    Raises:
+        ModelError: no such shipped model, a folder without ``config.json``, or neither a folder nor a hub id.
+    """
+    folder = Path(name).expanduser()
+    if name.startswith(SHIPPED_PREFIX) and not folder.is_dir():
+        shipped = shipped_folder() / name.removeprefix(SHIPPED_PREFIX)
+        if name not in list_shipped():
+            raise ModelError(f"model {name!r}: no such shipped model; shipped are: {', '.join(list_shipped()) or 'none'}")
+        return str(shipped.resolve())
+    if folder.is_dir():
+        if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise ModelError(f"model {name!r}: the folder has neither config.json nor adapter_config.json; was its training finished?")
+        return str(folder.resolve())
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ModelError(f"model {name!r}: no such folder, and not a hub id (owner/model) or a shipped name ({SHIPPED_PREFIX}...)")
+    return name
