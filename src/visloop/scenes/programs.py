@@ -171,10 +171,7 @@ def draw_relation(rng: random.Random, boxes: tuple[Objects, ...], spec: WorldSpe
     if len(set(unique.values())) < 2:
         return None
     first = draw_filter_by_size(rng, list(unique))
-    rivals = [other for other, entry in unique.items() if entry != unique[first] and excludes(first, other)]
-    if not rivals:
-        return None
-    second = draw_filter_by_size(rng, rivals)
+    second = draw_filter_by_size(rng, [other for other, entry in unique.items() if entry != unique[first]])
     truth = rng.random() < 0.5
     places = [(unique[wanted].column, unique[wanted].row) for wanted in (first, second)]
     fitting = []
