@@ -56,7 +56,7 @@ class GroundTruth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningPath:
-    """One sampled chain. ``replies`` keeps every raw reply, readable or not."""
+    """One sampled chain. ``replies`` keeps every raw reply, readable or not; ``error`` says why a chain is not finished."""
 
     id: str
     sample_id: str
@@ -70,6 +70,7 @@ class ReasoningPath:
     model: str
     prompts_hash: str
     new_tokens: int = 0
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

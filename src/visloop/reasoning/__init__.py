@@ -1,0 +1,1 @@
+"""Insight-V: grow reasoning data, assess it, build training sets and preference pairs, and answer with two agents."""
