@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from flows._environment import PROJECT_ROOT, set_hub_offline
+from flows._summary import print_stage_table, reset_stage_rows
 from visloop.config import Backend, ChatConfig, Config
 from visloop.errors import ConfigError, VisloopError
 
@@ -167,12 +168,15 @@ class _Job:
             config = from_plain(_plain_container(composed))
             set_hub_offline(local=not needs_hub(config))
             name = name_run(self.flow_function.fn.__name__)
+            reset_stage_rows()
             return self.flow_function.with_options(flow_run_name=name)(to_plain(config))
         except VisloopError as error:
             if os.environ.get(FULL_ERROR) == "1":
                 raise
             _report(error)
             sys.exit(1)
+        finally:
+            print_stage_table()
 
 
 def _plain_container(composed: DictConfig) -> dict[str, Any]:

@@ -19,8 +19,8 @@ class Manifest:
     """What a stage was made from and what it left.
 
     ``key`` is one hash over inputs, config and code: the same key means that nothing is to be done again.
-    ``files`` maps each output, relative to the stage's folder, to its SHA-256. No time stamps: two runs of the same work
-    leave the same bytes.
+    ``files`` maps each output, relative to the stage's folder, to its SHA-256; ``shards`` holds the counts of each shard,
+    so that one damaged shard can be made again alone. No time stamps: two runs of the same work leave the same bytes.
     """
 
     stage: str
@@ -29,6 +29,7 @@ class Manifest:
     code: str
     files: dict[str, str] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    shards: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

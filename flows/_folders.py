@@ -1,0 +1,171 @@
+"""A stage's folder on disk: built aside, swapped in whole, continued after a crash, guarded against a second writer.
+
+While a stage runs, everything lies in ``<folder>/.stage/``: ``key`` (what is being built), ``build/`` (finished outputs),
+``shards/`` (one receipt per finished shard) and ``lock``. What an earlier run left in the folder stays whole until the new
+outputs are; then they replace it, ``manifest.json`` last, and ``.stage`` goes away.
+"""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from visloop.errors import DataError
+from visloop.ids import hash_file, hash_json, hash_tree
+from visloop.records.manifest import MANIFEST_NAME, Manifest, check_files, read_manifest, write_manifest
+from visloop.records.shards import write_text
+
+STAGE_DIR = ".stage"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A finished shard: the SHA-256 of its file and its counts."""
+
+    sha256: str
+    counts: dict[str, float]
+
+
+def hash_input(path: Path) -> str:
+    """The hash of one input: a finished stage's folder by its manifest, another folder or a file by its bytes.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    manifest = read_manifest(path) if path.is_dir() else None
+    if manifest is not None:
+        return hash_json(manifest.files)
+    try:
+        return hash_tree([path])
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; run the stage that writes it") from error
+
+
+class StageFolder:
+    """The folder of one stage and the work in progress inside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stage_dir = folder / STAGE_DIR
+        self.build = self.stage_dir / "build"
+        self._receipts = self.stage_dir / "shards"
+        self._key_file = self.stage_dir / "key"
+
+    def read_finished(self, key: str) -> Manifest | None:
+        """The manifest where the folder is finished under ``key`` and every output has its recorded bytes; else None."""
+        manifest = read_manifest(self.folder)
+        if manifest is None or manifest.key != key or check_files(self.folder, manifest):
+            return None
+        return manifest
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            DataError: another process is at work on it, or the folder cannot be written.
+        """
+        try:
+            self.stage_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.stage_dir / "lock", timeout=0):
+                (self.stage_dir / "owner").write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+                yield
+        except Timeout as error:
+            owner = self.stage_dir / "owner"
+            who = owner.read_text().strip() if owner.is_file() else "another process"
+            raise DataError(f"{self.folder} is being written by {who}; wait for it, or stop it and run again") from error
+
+    def prepare(self, key: str) -> None:
+        """Make ``build`` ready for ``key``: keep what an interrupted run with the same key left, drop the rest.
+
+        Shards of a finished folder with the same key whose bytes are intact are taken over, so that only damaged ones are
+        made again.
+        """
+        if not self._key_file.is_file() or self._key_file.read_text() != key:
+            for path in (self.build, self._receipts):
+                shutil.rmtree(path, ignore_errors=True)
+            write_text(self._key_file, key)
+        self.build.mkdir(exist_ok=True)
+        self._receipts.mkdir(exist_ok=True)
+        manifest = read_manifest(self.folder)
+        if manifest is not None and manifest.key == key:
+            damaged = check_files(self.folder, manifest)
+            for name, counts in manifest.shards.items():
+                if name not in damaged:
+                    self.write_receipt(name, Receipt(manifest.files[name], counts))
+                    os.replace(self.folder / name, self.build / name)
+
+    def discard_build(self) -> None:
+        """Empty ``build``: for work that cannot continue from what a killed run left."""
+        shutil.rmtree(self.build)
+        self.build.mkdir()
+
+    def read_receipt(self, name: str) -> Receipt | None:
+        """The receipt of a shard whose file in ``build`` still has the recorded bytes; else None."""
+        path = self._receipts / f"{name}.json"
+        if not path.is_file() or not (self.build / name).is_file():
+            return None
+        receipt = Receipt(**json.loads(path.read_text()))
+        return receipt if hash_file(self.build / name) == receipt.sha256 else None
+
+    def write_receipt(self, name: str, receipt: Receipt) -> None:
+        write_text(self._receipts / f"{name}.json", json.dumps({"sha256": receipt.sha256, "counts": receipt.counts}))
+
+    def list_outputs(self) -> dict[str, str]:
+        """Every file in ``build`` with its SHA-256, by relative name."""
+        files = sorted(path for path in self.build.rglob("*") if path.is_file() and path != self.build / MANIFEST_NAME)
+        return {path.relative_to(self.build).as_posix(): hash_file(path) for path in files}
+
+    def seal(self, manifest: Manifest) -> None:
+        """Declare ``build`` complete and swap it in."""
+        write_manifest(self.build, manifest)
+        self._swap(manifest)
+
+    def complete_swap(self, key: str) -> Manifest | None:
+        """Finish a swap that a crash interrupted; None where there is none for ``key``."""
+        manifest = read_manifest(self.build) if self.build.is_dir() else None
+        if manifest is None or manifest.key != key:
+            return None
+        self._swap(manifest)
+        return manifest if not check_files(self.folder, manifest) else None
+
+    def _swap(self, manifest: Manifest) -> None:
+        """Replace the folder's content by ``build``. Each step may be repeated, so a crash in between does no harm."""
+        (self.folder / MANIFEST_NAME).unlink(missing_ok=True)
+        for name in manifest.files:
+            source, target = self.build / name, self.folder / name
+            if source.is_file():
+                _make_way(target, self.folder)
+                os.replace(source, target)
+        _remove_strangers(self.folder, keep=manifest.files)
+        os.replace(self.build / MANIFEST_NAME, self.folder / MANIFEST_NAME)
+        shutil.rmtree(self.stage_dir)
+
+
+def _make_way(target: Path, folder: Path) -> None:
+    """Clear what an older layout left where ``target`` goes: a folder of that name, or a file in place of a parent."""
+    for parent in reversed([path for path in target.parents if path.is_relative_to(folder) and path != folder]):
+        if parent.is_file():
+            parent.unlink()
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _remove_strangers(folder: Path, *, keep: Collection[str]) -> None:
+    names = set(keep)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        relative = path.relative_to(folder)
+        if relative.parts[0] == STAGE_DIR:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif relative.as_posix() not in names:
+            path.unlink()
