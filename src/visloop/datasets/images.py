@@ -93,11 +93,14 @@ def import_image(source: Path | bytes, *, out: Path, limits: ImageLimits | None 
         DataError: missing, damaged, of an unknown format, or outside ``limits``; nothing is left in ``out``.
     """
     limits = limits or ImageLimits()
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError as error:
-        raise DataError(f"{source}: the picture cannot be read ({error.strerror})") from error
-    where = "picture" if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        data, where = source, "picture"
+    else:
+        where = str(source)
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise DataError(f"{where}: the picture cannot be read ({error.strerror})") from error
     if len(data) > limits.max_bytes:
         raise DataError(f"{where}: {len(data)} bytes; at most {limits.max_bytes} are taken")
     with tempfile.TemporaryDirectory() as folder:

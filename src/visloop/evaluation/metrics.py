@@ -248,7 +248,8 @@ def _percentiles(draws: Floats, confidence: float, value: float) -> tuple[float,
 
 def _sum_groups(run: Outcomes) -> tuple[list[str], Floats, Floats]:
     names, codes = np.unique(np.asarray(run.groups, dtype=object).astype(str), return_inverse=True)
-    return names.tolist(), np.bincount(codes, weights=run.values), np.bincount(codes).astype(np.float64)
+    counts = np.bincount(codes).astype(np.float64)
+    return names.tolist(), np.bincount(codes, weights=run.values).astype(np.float64), counts
 
 
 def _draw_ratios(sums: Floats, counts: Floats, draws: int, rng: np.random.Generator) -> Floats:
@@ -271,11 +272,15 @@ def _bootstrap_means(runs: Sequence[Outcomes], draws: int, seed: int) -> Floats:
     chosen = rng.integers(seeds, size=(draws, seeds))
     if all(names == grouped[0][0] for names, _, _ in grouped):
         ratios = _draw_ratios(np.stack([sums for _, sums, _ in grouped]), np.stack([counts for _, _, counts in grouped]), draws, rng)
-        return np.take_along_axis(ratios, chosen, axis=1).mean(axis=1)
+        return _average_seeds(np.take_along_axis(ratios, chosen, axis=1))
     means = np.empty((draws, seeds))
     for position in range(seeds):
         for index, (_, sums, counts) in enumerate(grouped):
             rows = chosen[:, position] == index
             if rows.any():
                 means[rows, position] = _draw_ratios(sums[None], counts[None], int(rows.sum()), rng)[:, 0]
-    return means.mean(axis=1)
+    return _average_seeds(means)
+
+
+def _average_seeds(means: Floats) -> Floats:
+    return np.asarray(means.mean(axis=1), dtype=np.float64)

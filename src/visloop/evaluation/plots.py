@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 _MARKS = "osD^vP*X"
 _HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
 _REJECTED = "#9a9a9a"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.titlesize": 13,
@@ -106,7 +107,7 @@ def plot_families(rows: Sequence[Row], path: Path, *, metric: str = "accuracy", 
             mine = [row for row in parts if row.name == name]
             places = [families.index(row.metric) + (index - (len(names) - 1) / 2) * width for row in mine]
             values = [row.value * factor for row in mine]
-            style = {"color": PALETTE[index], "hatch": _HATCHES[index], "edgecolor": "white", "label": name}
+            style: dict[str, Any] = {"color": PALETTE[index], "hatch": _HATCHES[index], "edgecolor": "white", "label": name}
             axes.bar(places, values, width=width * 0.94, **style)
             axes.errorbar(places, values, yerr=_spans(mine, factor), fmt="none", ecolor="black", elinewidth=1, capsize=2)
         counts = [max(row.n for row in parts if row.metric == family) for family in families]
@@ -129,7 +130,7 @@ def plot_scores(scores: Sequence[float], path: Path, *, bands: Mapping[str, floa
         raise DataError(f"{path.name}: path scores from 1 to 100 are needed, got {len(values)} values")
     with _figure(path, width=7.6, height=4.4) as figure:
         axes = figure.add_subplot()
-        heights, _, _ = axes.hist(values, bins=np.arange(0.5, 101, 5), color="#4d4d4d", rwidth=0.92)
+        heights, _, _ = axes.hist(values, bins=np.arange(0.5, 101, 5).tolist(), color="#4d4d4d", rwidth=0.92)
         axes.set_ylim(0, float(np.max(heights)) * 1.22)
         upper = 101.0
         for index, (name, lower) in enumerate(sorted(bands.items(), key=lambda item: -item[1])):
@@ -210,11 +211,11 @@ def _figure(path: Path, *, width: float, height: float) -> Iterator[Figure]:
     """A figure that is written to ``path`` (PNG, 150 dpi) when the block ends without an error."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+        FigureCanvasAgg(figure)
         yield figure
         buffer = BytesIO()
         # without the library's name and version in the file the bytes depend on the drawing only
-        canvas.print_png(buffer, metadata={"Software": None})
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
 
@@ -245,5 +246,12 @@ def _draw_round_line(axes: Axes, report: Report, metric: str, *, style: int, shi
         places, rows = zip(*refused, strict=True)
         values = [row.value * factor for row in rows]
         mark = _MARKS[style % len(_MARKS)]
-        look = {"color": _REJECTED, "marker": mark, "markerfacecolor": "white", "linestyle": "none", "capsize": 3, "markersize": 7}
-        axes.errorbar(places, values, yerr=_spans(rows, factor), label=f"{metric.replace('_', ' ')}, rejected round", **look)
+        look: dict[str, Any] = {
+            "color": _REJECTED,
+            "marker": mark,
+            "markerfacecolor": "white",
+            "linestyle": "none",
+            "capsize": 3,
+            "markersize": 7,
+        }
+        axes.errorbar(places, values, yerr=_spans(rows, factor), **look)
