@@ -14,9 +14,9 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation about one scene of a gallery: its index there, and turns of (user text, assistant text)."""
+    """A conversation about one scene of a gallery (its index there; None: no picture), turns of (user text, assistant text)."""
 
-    scene: int
+    scene: int | None
     turns: tuple[tuple[str, str], ...]
 
 
@@ -66,7 +66,12 @@ class DialogueEncoder:
         ids: list[int] = []
         loss: list[bool] = []
         for number, (question, reply) in enumerate(dialogue.turns):
-            asked = [self._user, *(self._encode_pictures(len(pictures)) if number == 0 else []), *self.encode_text(question), self._assistant]
+            asked = [
+                self._user,
+                *(self._encode_pictures(len(pictures)) if number == 0 else []),
+                *self.encode_text(question),
+                self._assistant,
+            ]
             said = [*self.encode_text(reply), self.eos]
             ids += asked + said
             loss += [False] * len(asked) + [True] * len(said)
@@ -102,4 +107,4 @@ def collate_sequences(sequences: Sequence[Encoded], *, pad: int) -> Batch:
         ids[row, : len(tokens)] = tokens
         carried = torch.tensor(sequence.loss[1:])
         labels[row, : len(tokens) - 1][carried] = tokens[1:][carried]
-    return Batch(ids, labels, torch.tensor([row for sequence in sequences for row in sequence.pictures]))
+    return Batch(ids, labels, torch.tensor([row for sequence in sequences for row in sequence.pictures], dtype=torch.long))

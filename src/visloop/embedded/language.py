@@ -11,7 +11,7 @@ from transformers import LlavaForConditionalGeneration
 
 from visloop.embedded.dialogues import IGNORED, Batch, Dialogue, DialogueEncoder, collate_sequences
 from visloop.embedded.pictures import Gallery
-from visloop.embedded.schedule import make_schedule
+from visloop.embedded.schedule import Report, make_schedule
 from visloop.errors import TrainingError
 
 DrawDialogue = Callable[[random.Random], Dialogue]
@@ -33,16 +33,14 @@ class Stage:
     clip: float = 1.0
 
 
-def draw_batches(
-    draw: DrawDialogue, *, gallery: Gallery, encoder: DialogueEncoder, batch_size: int, seed: int
-) -> Iterator[Batch]:
+def draw_batches(draw: DrawDialogue, *, gallery: Gallery, encoder: DialogueEncoder, batch_size: int, seed: int) -> Iterator[Batch]:
     """An endless stream of batches of similar length, fresh conversations in each."""
     rng = random.Random(seed)
     while True:
         pool = []
         for _ in range(POOL * batch_size):
             dialogue = draw(rng)
-            pool.append(encoder.encode_dialogue(dialogue, gallery.rows[dialogue.scene]))
+            pool.append(encoder.encode_dialogue(dialogue, () if dialogue.scene is None else gallery.rows[dialogue.scene]))
         pool.sort(key=lambda sequence: len(sequence.ids))
         batches = [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
         rng.shuffle(batches)
@@ -63,7 +61,14 @@ def compute_loss(model: LlavaForConditionalGeneration, batch: Batch, features: T
 
 
 def train_language(
-    model: LlavaForConditionalGeneration, draw: DrawDialogue, *, stage: Stage, gallery: Gallery, encoder: DialogueEncoder, seed: int
+    model: LlavaForConditionalGeneration,
+    draw: DrawDialogue,
+    *,
+    stage: Stage,
+    gallery: Gallery,
+    encoder: DialogueEncoder,
+    seed: int,
+    report: Report,
 ) -> float:
     """Train projector and language model in place for ``stage.steps`` steps; the tower stays as it is.
 
@@ -74,9 +79,7 @@ def train_language(
         TrainingError: the loss is no longer finite.
     """
     parameters = [*model.model.multi_modal_projector.parameters(), *model.model.language_model.parameters(), *model.lm_head.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay, fused=True)
     schedule = make_schedule(optimizer, steps=stage.steps, warmup=stage.warmup, down=stage.down)
     batches = draw_batches(draw, gallery=gallery, encoder=encoder, batch_size=stage.batch_size, seed=seed)
     started, losses = time.process_time(), []
@@ -94,7 +97,7 @@ def train_language(
         if (step + 1) % 100 == 0 or step + 1 == stage.steps:
             recent = sum(losses[-100:]) / len(losses[-100:])
             spent = time.process_time() - started
-            print(f"{stage.name} {step + 1}/{stage.steps} loss {recent:.4f} cpu {spent:.0f} s", flush=True)  # noqa: T201
+            report(f"{stage.name} {step + 1}/{stage.steps} loss {recent:.4f} cpu {spent:.0f} s")
     model.eval()
     last = losses[-max(1, stage.steps // 10) :]
     return sum(last) / len(last)

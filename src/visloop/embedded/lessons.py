@@ -37,7 +37,7 @@ class LessonMix:
     """What a conversation about one scene holds. ``stepwise``: share of chains told one JSON step per turn.
 
     ``damage``: probability that a chain has one fault. ``summarized``, ``described``,
-    ``repaired``: probability of a summary turn, a description, a repeated step.
+    ``repaired``: probability of a summary turn, of a description, of the reminder in a step's prompt.
     """
 
     chains: int = 2
@@ -50,7 +50,9 @@ class LessonMix:
     weights: Mapping[Family, float] = field(default_factory=lambda: FAMILY_WEIGHTS)
 
 
-def draw_lesson_questions(rng: random.Random, scene: Scene, *, spec: WorldSpec, weights: Mapping[Family, float], count: int) -> list[SceneQuestion]:
+def draw_lesson_questions(
+    rng: random.Random, scene: Scene, *, spec: WorldSpec, weights: Mapping[Family, float], count: int
+) -> list[SceneQuestion]:
     """Up to ``count`` questions about a scene, families drawn by weight; a family the scene does not allow is drawn anew."""
     families = families_of(len(scene.boxes))
     chances = [weights.get(family, 1.0) for family in families]
@@ -90,19 +92,20 @@ def write_chain(question: SceneQuestion, told: Told, *, prompts: PromptSet) -> T
 
 
 def write_stepwise(rng: random.Random, question: SceneQuestion, told: Told, *, prompts: PromptSet, repaired: float) -> Turns:
-    """One JSON step per turn and a last turn for the answer; now and then a step is asked for again."""
+    """One JSON step per turn and a last turn for the answer; now and then with the reminder that follows a malformed step."""
     turns = []
     for index, step in enumerate(told.steps):
         prompt = prompts.render("generate_continue") if index else prompts.render("generate_start", question=question.question)
-        turns.append((prompt, format_step(step)))
         if rng.random() < repaired:
-            turns.append((prompts.render("generate_repair"), format_step(step)))
+            prompt = f"{prompt}\n{prompts.render('generate_repair')}"
+        turns.append((prompt, format_step(step)))
     return (*turns, (prompts.render("generate_final"), told.answer))
 
 
-def write_summary(question: SceneQuestion, told: Told, *, prompts: PromptSet) -> Turns:
+def write_summary(rng: random.Random, question: SceneQuestion, told: Told, *, prompts: PromptSet) -> Turns:
     """``summarize ...`` over a chain, and the right answer whatever the chain says."""
-    return ((prompts.render("summarize", question=question.question, chain=format_thoughts(told.steps)), question.answer),)
+    chain = format_thoughts(told.steps) if rng.random() < 0.7 else format_chain(told.steps, told.answer)
+    return ((prompts.render("summarize", question=question.question, chain=chain), question.answer),)
 
 
 def draw_lesson(rng: random.Random, scene: Scene, *, spec: WorldSpec, mix: LessonMix, prompts: PromptSet) -> Turns:
@@ -115,7 +118,7 @@ def draw_lesson(rng: random.Random, scene: Scene, *, spec: WorldSpec, mix: Lesso
             continue
         told = tell_chain(rng, scene, question, spec=spec, damage=mix.damage)
         if rng.random() < mix.summarized:
-            parts.append(write_summary(question, told, prompts=prompts))
+            parts.append(write_summary(rng, question, told, prompts=prompts))
         elif rng.random() < mix.stepwise:
             parts.append(write_stepwise(rng, question, told, prompts=prompts, repaired=mix.repaired))
         else:

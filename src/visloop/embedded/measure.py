@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visloop.embedded.dialogues import DialogueEncoder
@@ -61,9 +60,7 @@ class Examination:
 
     def ask(self, conversations: Sequence[Sequence[str]], items: Sequence[int], *, new_tokens: int, sampled: bool = False) -> list[str]:
         """Replies to conversations (texts that alternate user and assistant) about the pictures of ``items``."""
-        prompts = [
-            self.encoder.encode_prompt(texts, len(self.rows[item])) for texts, item in zip(conversations, items, strict=True)
-        ]
+        prompts = [self.encoder.encode_prompt(texts, len(self.rows[item])) for texts, item in zip(conversations, items, strict=True)]
         return generate_replies(
             self.model,
             prompts,
@@ -90,7 +87,8 @@ class Examination:
         texts = [[self.prompts.render("direct", question=question.question)] for _, question in self.items]
         replies = self.ask(texts, everything, new_tokens=4)
         return [
-            Outcome(question.family, reply == question.answer, bool(reply)) for (_, question), reply in zip(self.items, replies, strict=True)
+            Outcome(question.family, reply == question.answer, bool(reply))
+            for (_, question), reply in zip(self.items, replies, strict=True)
         ]
 
     def measure_chains(self, *, sampled: bool) -> list[Outcome]:

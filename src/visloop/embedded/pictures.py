@@ -45,9 +45,7 @@ def encode_pictures(model: LlavaForConditionalGeneration, pixels: Tensor, *, bat
     """Tower features (n, patches, tower width) before the projector, in the dtype of ``pixels``, on the model's device."""
     tower, device = model.model.vision_tower, model.device
     layer = model.config.vision_feature_layer
-    return torch.cat(
-        [tower(chunk.to(device), output_hidden_states=True).hidden_states[layer][:, 1:] for chunk in pixels.split(batch_size)]
-    )
+    return torch.cat([tower(chunk.to(device), output_hidden_states=True).hidden_states[layer][:, 1:] for chunk in pixels.split(batch_size)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +57,7 @@ class Gallery:
     rows: tuple[tuple[int, ...], ...]
 
 
-def build_gallery(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Sequence[Scene], *, spec: WorldSpec
-) -> Gallery:
+def build_gallery(model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Sequence[Scene], *, spec: WorldSpec) -> Gallery:
     """Render ``scenes`` and pass their pictures through the tower once; later stages leave the tower frozen."""
     pixels, rows = render_pixels(processor, scenes, spec=spec)
     return Gallery(tuple(scenes), encode_pictures(model, pixels), tuple(rows))

@@ -1,7 +1,12 @@
 """The learning-rate schedule of every stage: warm-up, constant, linear decay at the end. The decay is what makes a stage tip."""
 
+from collections.abc import Callable
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+Report = Callable[[str], None]
+"""Takes one line of progress."""
 
 FLOOR = 0.1
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from visloop.embedded.schedule import make_schedule
+from visloop.embedded.schedule import Report, make_schedule
 from visloop.errors import TrainingError
 from visloop.scenes.world import ATTRIBUTES, Objects, WorldSpec
 
@@ -51,6 +51,7 @@ def train_tower(
     batch_size: int,
     held_out: int,
     seed: int,
+    report: Report,
 ) -> dict[str, float]:
     """Train the tower in place on pictures (n, 3, side, side) and the objects in each.
 
@@ -94,7 +95,7 @@ def train_tower(
         optimizer.step()
         schedule.step()
         if step % 200 == 0 or step == steps - 1:
-            print(f"tower {step + 1}/{steps} loss {loss.item():.4f} cpu {time.process_time() - started:.0f} s", flush=True)  # noqa: T201
+            report(f"tower {step + 1}/{steps} loss {loss.item():.4f} cpu {time.process_time() - started:.0f} s")
     model.eval()
     accuracy = {}
     with torch.no_grad():

@@ -1,0 +1,52 @@
+"""Model cards written from measured figures, so that a card cannot say what was not measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Table = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardFacts:
+    """What a card reports besides its tables."""
+
+    title: str
+    purpose: str
+    recipe: tuple[str, ...]
+    seed: int
+    parameters: int
+    bytes_on_disk: int
+    minutes: float
+    device: str
+    limits: tuple[str, ...]
+
+
+def format_table(table: Table, *, corner: str) -> str:
+    """A Markdown table: one row per entry, columns in the order in which they first appear, three decimals."""
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    lines = [f"| {corner} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name, row in table.items():
+        cells = [f"{row[column]:.3f}" if abs(row[column]) <= 1 else f"{row[column]:.1f}" for column in columns if column in row]
+        if len(cells) < len(columns):
+            cells = [
+                (f"{row[column]:.3f}" if abs(row[column]) <= 1 else f"{row[column]:.1f}") if column in row else "" for column in columns
+            ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_card(folder: Path, *, facts: CardFacts, tables: Mapping[str, Table]) -> None:
+    """Write ``README.md`` into a model's folder; ``tables`` are headed by their keys."""
+    parts = [
+        "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---",
+        f"# {facts.title}",
+        facts.purpose,
+        "## Recipe\n\n" + "\n".join(f"- {line}" for line in facts.recipe),
+        "## Size and cost\n\n"
+        f"- {facts.parameters:,} parameters, {facts.bytes_on_disk / 1e6:.2f} MB of fp16 safetensors\n"
+        f"- seed {facts.seed}; {facts.minutes:.0f} CPU minutes on one thread of {facts.device}",
+        *(f"## {heading}\n\n{format_table(table, corner='')}" for heading, table in tables.items()),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in facts.limits),
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n")

@@ -1,0 +1,280 @@
+"""Make the judge: the base goes on learning to score paths, its own sampled ones among them, with the exact verifier's scores."""
+
+import json
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from visloop.embedded.card import CardFacts, Table, format_table, write_card
+from visloop.embedded.checkpoints import load_model, save_shipped
+from visloop.embedded.dialogues import Dialogue, DialogueEncoder
+from visloop.embedded.judge_lessons import (
+    MOST_PATHS,
+    JudgedQuestion,
+    ScoredPath,
+    draw_comparison,
+    draw_paths,
+    make_judging,
+    render_scoring,
+    score_path,
+)
+from visloop.embedded.language import train_language
+from visloop.embedded.pictures import Gallery, draw_scenes, encode_pictures, render_pixels
+from visloop.embedded.recipe import Recipe, plan_lessons, split_pools
+from visloop.embedded.replies import generate_replies
+from visloop.embedded.schedule import Report
+from visloop.errors import ReplyError
+from visloop.ids import seed_for
+from visloop.prompts.render import PromptSet
+from visloop.records.chains import parse_chain
+from visloop.scenes.questions import draw_questions
+from visloop.scenes.world import Scene, WorldSpec
+
+_HEADING = "Agreement with the exact verifier on held-out scenes"
+CHAIN_TOKENS, REPLY_TOKENS = 110, 10 * MOST_PATHS + 8
+
+
+class JudgeRun:
+    """Trains and measures one judge from a base's folder.
+
+    Args:
+        base: folder of the base, read only.
+        folder: receives the shipped judge.
+    """
+
+    def __init__(
+        self, base: Path, folder: Path, *, recipe: Recipe, spec: WorldSpec, prompts: PromptSet, seed: int, device: str, report: Report
+    ) -> None:
+        self.folder, self.recipe, self.spec, self.prompts, self.seed, self.report = folder, recipe, spec, prompts, seed, report
+        self.device = device
+        self.model, self.processor = load_model(base, device=device)
+        self.encoder = DialogueEncoder(self.processor, patches=self.model.config.image_seq_length)
+        self.started = time.process_time()
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def _reply(
+        self,
+        model: LlavaForConditionalGeneration,
+        texts: Sequence[str],
+        rows: Sequence[tuple[int, ...]],
+        *,
+        pixels: Tensor,
+        new_tokens: int,
+        sampled: bool = False,
+        seed: int = 0,
+    ) -> list[str]:
+        return generate_replies(
+            model,
+            [self.encoder.encode_prompt([text], len(row)) for text, row in zip(texts, rows, strict=True)],
+            rows,
+            pixels=pixels,
+            encoder=self.encoder,
+            decode=self._decode,
+            max_new_tokens=new_tokens,
+            sampled=sampled,
+            seed=seed,
+        )
+
+    def sample_questions(
+        self,
+        model: LlavaForConditionalGeneration,
+        scenes: Sequence[Scene],
+        *,
+        pixels: Tensor,
+        rows: Sequence[tuple[int, ...]],
+        paths: int,
+        seed: int,
+    ) -> list[JudgedQuestion]:
+        """One question per scene with ``paths`` chains sampled from ``model`` at temperature 1; unreadable and repeated ones are left out."""
+        drawn = [draw_questions(scene, seed=seed_for(seed, index), spec=self.spec, count=1) for index, scene in enumerate(scenes)]
+        asked = [(index, questions[0]) for index, questions in enumerate(drawn) if questions for _ in range(paths)]
+        replies = self._reply(
+            model,
+            [self.prompts.render("reason", question=question.question) for _, question in asked],
+            [rows[index] for index, _ in asked],
+            pixels=pixels,
+            new_tokens=CHAIN_TOKENS,
+            sampled=True,
+            seed=seed % 2**32,
+        )
+        found: dict[int, list[ScoredPath]] = {}
+        for (index, question), reply in zip(asked, replies, strict=True):
+            try:
+                chain = parse_chain(reply)
+            except ReplyError:
+                continue
+            path = score_path(scenes[index], question, chain.steps, chain.answer, spec=self.spec)
+            if path.answer is not None and path not in found.setdefault(index, []):
+                found[index].append(path)
+        return [JudgedQuestion(index, drawn[index][0], tuple(chains)) for index, chains in found.items() if chains]
+
+    def run(self) -> None:
+        """Sample from the base, then train on scorings, comparisons and a share of the base's own lessons."""
+        recipe = self.recipe
+        scenes = draw_scenes(recipe.scenes, seed=seed_for(self.seed, "judge"), spec=self.spec)
+        scenes += draw_scenes(recipe.statements // 2, seed=seed_for(self.seed, "judge"), spec=self.spec, boxes=3)
+        pixels, rows = render_pixels(self.processor, scenes, spec=self.spec)
+        gallery = Gallery(tuple(scenes), encode_pictures(self.model, pixels), tuple(rows))
+        order = random.Random(self.seed).sample(range(len(scenes)), recipe.sampled_questions)
+        chosen = [scenes[index] for index in order]
+        sampled = self.sample_questions(
+            self.model, chosen, pixels=pixels, rows=[rows[index] for index in order], paths=recipe.sampled_paths, seed=self.seed
+        )
+        pool = [JudgedQuestion(order[judged.scene], judged.question, judged.paths) for judged in sampled]
+        self.report(f"judge: {sum(len(judged.paths) for judged in pool)} different chains sampled for {len(pool)} questions")
+        judging = make_judging(gallery, scenes=range(len(scenes)), pool=pool, spec=self.spec, mix=recipe.judge, prompts=self.prompts)
+        lessons = plan_lessons(gallery, pools=split_pools(gallery), recipe=recipe, spec=self.spec, prompts=self.prompts)
+
+        def draw(rng: random.Random) -> Dialogue:
+            return lessons(rng) if rng.random() < recipe.judge.rehearsed else judging(rng)
+
+        train_language(
+            self.model,
+            draw,
+            stage=recipe.judging,
+            gallery=gallery,
+            encoder=self.encoder,
+            seed=seed_for(self.seed, "judging"),
+            report=self.report,
+        )
+
+    def ship(self, *, base: Path, examined_seed: int) -> Table:
+        """Write the fp16 weights, load them again, measure what was loaded and write the card."""
+        minutes = (time.process_time() - self.started) / 60
+        change = save_shipped(self.model, self.processor, self.folder)
+        judge, processor = load_model(self.folder, device=self.device)
+        table = self.examine(judge, processor, base=base, seed=examined_seed)
+        self.report(format_table(table, corner="judge"))
+        write_card(self.folder, facts=self._describe(judge, change=change, minutes=minutes), tables={_HEADING: table})
+        return table
+
+    def examine(
+        self, judge: LlavaForConditionalGeneration, processor: LlavaProcessor, *, base: Path, seed: int
+    ) -> dict[str, dict[str, float]]:
+        """Agreement with the verifier on held-out scenes: on chains sampled from the base and on injected faults."""
+        recipe = self.recipe
+        scenes = draw_scenes(recipe.examined, seed=seed, spec=self.spec)
+        scenes += draw_scenes(recipe.examined_statements, seed=seed, spec=self.spec, boxes=3)
+        pixels, rows = render_pixels(processor, scenes, spec=self.spec)
+        sampler, _ = load_model(base, device=self.device)
+        sampled = self.sample_questions(sampler, scenes, pixels=pixels, rows=rows, paths=6, seed=seed)
+        right_only = [
+            JudgedQuestion(judged.scene, judged.question, tuple(path for path in judged.paths if path.answer == judged.question.answer))
+            for judged in sampled
+        ]
+        rng = random.Random(seed)
+        injected = []
+        for judged in sampled:
+            paths = draw_paths(rng, scenes[judged.scene], judged.question, spec=self.spec, count=4, exact=0.5)
+            rng.shuffle(paths)
+            injected.append(JudgedQuestion(judged.scene, judged.question, tuple(paths)))
+        table = {}
+        for name, questions in (("sampled, answer right", right_only), ("sampled, all", sampled), ("injected faults", injected)):
+            kept = [judged for judged in questions if judged.paths]
+            replies = self._reply(
+                judge,
+                [render_scoring(judged.question, judged.paths, prompts=self.prompts) for judged in kept],
+                [rows[judged.scene] for judged in kept],
+                pixels=pixels,
+                new_tokens=REPLY_TOKENS,
+            )
+            table[name] = measure_agreement(kept, replies)
+        turns = [draw_comparison(rng, judged.question, spec=self.spec, prompts=self.prompts) for judged in sampled]
+        verdicts = self._reply(judge, [text for text, _ in turns], [()] * len(turns), pixels=pixels, new_tokens=4)
+        same = [reply == verdict for reply, (_, verdict) in zip(verdicts, turns, strict=True)]
+        table["same answer?"] = {"questions": len(same), "accuracy": sum(same) / len(same)}
+        return table
+
+    def _describe(self, judge: LlavaForConditionalGeneration, *, change: float, minutes: float) -> CardFacts:
+        stage, mix = self.recipe.judging, self.recipe.judge
+        return CardFacts(
+            title="visloop embedded judge",
+            purpose=(
+                "The embedded base, trained on to assess reasoning paths: `score ...` with a question, its true answer and 1 to 8 chains "
+                "gives one JSON entry per chain (score 1-100, first wrong step or 0); `same ...` says whether two answers mean the same. "
+                "It sees the picture, never the scene behind it."
+            ),
+            recipe=(
+                "starts from the weights of `embedded/base`",
+                f"{self.recipe.sampled_questions:,} questions with {self.recipe.sampled_paths} chains each sampled from the base at temperature 1, "
+                "scored by the exact verifier",
+                f"judging: {stage.steps} steps of {stage.batch_size}, learning rate {stage.learning_rate:g}, linear decay over the last "
+                f"{stage.down:.0%}",
+                f"of its conversations {mix.rehearsed:.0%} are the base's own lessons; of the others {mix.compared:.0%} compare answers, "
+                f"{mix.sampled:.0%} score sampled chains, the rest exact chains and chains with one injected fault",
+                "scores are multiples of five",
+                f"rounding to fp16 changed no weight by more than {change:.2%}",
+                "rebuild: `python -m visloop.embedded.train --out DIR`",
+            ),
+            seed=self.seed,
+            parameters=sum(parameter.numel() for parameter in judge.parameters()),
+            bytes_on_disk=(self.folder / "model.safetensors").stat().st_size,
+            minutes=minutes,
+            device=self.device,
+            limits=(
+                "rank: mean Spearman correlation within questions; a judge that gives all paths of a question one score counts as 0 there",
+                "knows only the default world and chains in the form of the compact prompts",
+                "the sampled chains of the table come from the shipped base; chains of a stronger reasoner differ in kind and number of errors",
+            ),
+        )
+
+
+def read_entries(reply: str) -> dict[int, tuple[int, int]]:
+    """Score and first wrong step by path id; empty when the reply is no JSON array of such entries."""
+    try:
+        return {entry["id"]: (entry["score"], entry["error"]) for entry in json.loads(reply)}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return {}
+
+
+def measure_agreement(questions: Sequence[JudgedQuestion], replies: Sequence[str]) -> dict[str, float]:
+    """Agreement of replies with the verifier.
+
+    ``rank``: mean Spearman correlation within questions whose paths differ in the verifier's score (a judge that gives
+    all of them one score counts as 0). ``pairs``: share of differently scored pairs put in the right order, ties count
+    half. ``error step``: share of paths with the first wrong step (or none) named. ``parsed``: share of paths with an entry.
+    ``flawless found``: of the paths without a wrong step, the share the judge calls so; ``flawed found``: of the others.
+    """
+    ranks, ordered, named, parsed = [], [], [], []
+    clean: dict[bool, list[bool]] = {True: [], False: []}
+    for judged, reply in zip(questions, replies, strict=True):
+        entries = read_entries(reply)
+        given = [entries.get(number) for number in range(1, len(judged.paths) + 1)]
+        for path, entry in zip(judged.paths, given, strict=True):
+            parsed.append(entry is not None)
+            named.append(entry is not None and entry[1] == path.error)
+            clean[path.error == 0].append(entry is not None and (entry[1] == 0) == (path.error == 0))
+        if None in given or len({path.score for path in judged.paths}) < 2:
+            continue
+        truth, said = [path.score for path in judged.paths], [entry[0] for entry in given if entry is not None]
+        rank = float(spearmanr(truth, said).statistic) if len(set(said)) > 1 else 0.0
+        ranks.append(0.0 if math.isnan(rank) else rank)
+        for first in range(len(truth)):
+            for second in range(first):
+                if truth[first] != truth[second]:
+                    difference = (said[first] - said[second]) * (1 if truth[first] > truth[second] else -1)
+                    ordered.append(0.5 if difference == 0 else float(difference > 0))
+    return {
+        "questions": len(questions),
+        "paths": len(parsed),
+        "parsed": _mean(parsed),
+        "rank": _mean(ranks),
+        "ranked questions": len(ranks),
+        "pairs": _mean(ordered),
+        "error step": _mean(named),
+        "flawless found": _mean(clean[True]),
+        "flawed found": _mean(clean[False]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
