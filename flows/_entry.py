@@ -209,7 +209,7 @@ class _ConsoleFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("prefect"):
-            expected = bool(record.exc_info) and isinstance(record.exc_info[1], VisloopError)
+            expected = record.exc_info is not None and isinstance(record.exc_info[1], VisloopError)
             return record.levelno >= logging.WARNING and not (expected and os.environ.get(FULL_ERROR) != "1")
         return True
 

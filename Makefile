@@ -1,0 +1,98 @@
+# visloop: `make` prints this file's targets. `make demo` and `make test` set up everything they need themselves.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+UI_PORT ?= 5000
+ARGS ?=
+
+# Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
+TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/visloop/config.py src/visloop/records \
+	src/visloop/prompts src/visloop/chat/base.py src/visloop/scenes src/visloop/reasoning \
+	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_stage.py flows/_summary.py
+
+# No telemetry, from this Makefile's children either.
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := False
+export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(INSTALLED) ## the virtual environment with the pinned packages (what every other target asks for)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@found=
+	for python in $${PYTHON:-} python3.11 python3.12 python3; do
+		if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then found=$$python; break; fi
+	done
+	if [ -z "$$found" ]; then
+		echo "make: Python 3.11 (or 3.12) is needed and none was found; install it, or name it: make PYTHON=/path/to/python3.11" >&2
+		exit 1
+	fi
+	if ! $(RUN) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+		"$$found" -m venv --clear $(VENV)
+	fi
+	echo "Installing the pinned packages into $(VENV); the first time takes several minutes and about 2.5 GB."
+	started=$$SECONDS
+	$(RUN) -m pip install --disable-pip-version-check --no-input --progress-bar off -c constraints.txt -e '.[dev]' \
+		2> >(grep --line-buffered -vE 'Location .* is ignored|\[notice\]' >&2) \
+		| awk '/^Collecting /         {n++; if (n % 25 == 0) {print "  " n " packages found"; fflush()}}
+		       /^Installing collected/ {print "  unpacking " n " packages"; fflush()}'
+	touch $@
+	echo "Installed in $$((SECONDS - started)) s."
+
+.PHONY: demo
+demo: $(INSTALLED) ## the whole loop on the embedded default: data, two agents, three DPO rounds, evaluation (ARGS="seed=1" ...)
+	@$(RUN) -m flows.pipeline $(ARGS)
+
+.PHONY: test
+test: lint ## everything that CI asks: lint, then all tests
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q $(ARGS)
+
+.PHONY: test-fast
+test-fast: $(INSTALLED) ## tests without those marked slow
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not slow" $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff, format, import rules, types, spelling
+	@$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	$(RUN) -m mypy --no-error-summary $(TYPED)
+	$(VENV)/bin/codespell
+	echo "lint: ok"
+
+.PHONY: base
+base: $(INSTALLED) ## train the embedded models from nothing and write their model cards (minutes to an hour)
+	@$(RUN) -m visloop.embedded.build $(ARGS)
+
+.PHONY: bench
+bench: $(INSTALLED) ## speed and memory against named baselines; results in benchmarks/results
+	@for script in benchmarks/[a-z]*.py; do $(RUN) "$$script"; done
+
+.PHONY: ui
+ui: $(INSTALLED) ## MLflow's pages on http://127.0.0.1:5000 (UI_PORT=...)
+	@$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(UI_PORT)
+
+.PHONY: clean
+clean: ## caches and Hydra's output folders; results stay
+	@rm -rf outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src flows tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## back to a fresh checkout: also the environment and every result that git does not track
+	@rm -rf $(VENV) .prefect mlruns
+	[ ! -d data ] || git clean -qfdX data
