@@ -30,6 +30,8 @@ class RowLayer(CacheLayerMixin):
     """Keys and values of one layer: (slots, heads, columns, head width). The rows of a call are the first slots."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +76,8 @@ class RowLayer(CacheLayerMixin):
 
 class RowCache(Cache):
     """All layers, and the length of every slot in ``lengths``."""
+
+    layers: list[RowLayer]  # type: ignore[assignment]
 
     def __init__(self, *, layers: int, rows: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(layers=[RowLayer() for _ in range(layers)])

@@ -17,7 +17,7 @@ from visloop.chat.conversations import ConversationEncoder, Prompt
 from visloop.chat.generate_decoding import GenerateDecoder
 from visloop.chat.loads import note_load
 from visloop.chat.row_decoding import Decoded, RowDecoder, supports_row_cache
-from visloop.chat.weights import resolve_model
+from visloop.chat.weights import resolve_model, stamp_weights
 from visloop.config import ChatConfig
 from visloop.errors import ConfigError, DataError, ModelError
 
@@ -151,8 +151,7 @@ def load_model(config: ChatConfig) -> _Loaded:
     local = Path(source).is_dir()
     device = _pick_device(config.device)
     dtype = _pick_dtype(config.dtype, device=device)
-    written = max((file.stat().st_mtime_ns for file in Path(source).glob("*.safetensors")), default=0) if local else 0
-    key = (source, written, str(device), str(dtype), config.attn_implementation)
+    key = (source, stamp_weights(source), str(device), str(dtype), config.attn_implementation)
     with _LOADING:
         if (loaded := _LOADED.get(key)) is not None:
             return loaded

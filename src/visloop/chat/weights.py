@@ -41,3 +41,9 @@ def resolve_model(name: str) -> str:
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelError(f"model {name!r}: no such folder, and not a hub id (owner/model) or a shipped name ({SHIPPED_PREFIX}...)")
     return name
+
+
+def stamp_weights(source: str) -> int:
+    """When the weights in folder ``source`` were last written (ns); 0 for a hub id. Tells a rewritten folder from the old one."""
+    files = [*Path(source).glob("*.safetensors"), *Path(source).glob("*config.json")] if Path(source).is_dir() else []
+    return max((file.stat().st_mtime_ns for file in files), default=0)
