@@ -85,19 +85,19 @@ def _draw_attributes(rng: random.Random) -> list[Attribute]:
 
 
 def draw_exist(rng: random.Random, boxes: tuple[Objects, ...], spec: WorldSpec) -> Program | None:
-    """Is there an F? Half of the questions ask for something that is almost there."""
-    truth = rng.random() < 0.5
-    wanted: Filter | None = None
+    """Is there an F? Half of the questions ask for something that is almost there.
+
+    Both halves constrain attributes for which a near miss exists: otherwise "Is there a small thing?" were always true.
+    """
     for _ in range(8):
         attributes = _draw_attributes(rng)
-        if truth:
-            wanted = describe_object(rng.choice(boxes[0]), attributes)
-        else:
-            wanted = draw_near_miss(rng, boxes[0], attributes=attributes, spec=spec)
+        wanted = draw_near_miss(rng, boxes[0], attributes=attributes, spec=spec)
         if wanted is not None:
             break
-    if wanted is None:
+    else:
         return None
+    if rng.random() < 0.5:
+        wanted = describe_object(rng.choice(boxes[0]), attributes)
     return Program("exist", "exist", (Find(wanted), Conclusion("exist")), "boolean", wanted)
 
 
