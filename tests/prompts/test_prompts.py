@@ -1,0 +1,119 @@
+"""Golden snapshots of every prompt of both styles. After a wanted change: ``UPDATE_GOLDEN=1 pytest tests/prompts``."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from jinja2 import Environment, meta
+
+from visloop.errors import ConfigError
+from visloop.prompts.render import PromptSet
+from visloop.records.chains import format_chain, format_thoughts, parse_step
+from visloop.records.reasoning import ReasoningStep
+
+GOLDEN = Path(__file__).parent / "golden"
+STYLES = ("compact", "full")
+CONTRACT: dict[str, set[str]] = {
+    "direct": {"question"},
+    "reason": {"question"},
+    "summarize": {"question", "chain"},
+    "multi_turn_answer": {"question"},
+    "generate_start": {"question", "min_steps", "max_steps"},
+    "generate_continue": set(),
+    "generate_repair": set(),
+    "generate_final": {"question"},
+    "judge_answer": {"question", "answer", "candidate"},
+    "score_paths": {"question", "answer", "paths"},
+}
+"""What the callers pass to each template. A style may leave a value unused, but uses none that is not passed."""
+ONLY_COMPACT = {"describe": set(), "ground": {"step"}}
+"""Templates for training the embedded base, which general models have no use for."""
+
+STEPS = (
+    ReasoningStep(summary="find red circle", reasoning="x1 y2", action="continue"),
+    ReasoningStep(summary="conclude exist", reasoning="answer yes", action="summary"),
+)
+VALUES = {
+    "question": "is there a red circle ?",
+    "answer": "yes",
+    "candidate": "yes, at the top",
+    "chain": format_thoughts(STEPS),
+    "paths": [{"id": 1, "chain": format_chain(STEPS, "yes")}, {"id": 2, "chain": format_chain(STEPS[:1], "no")}],
+    "min_steps": 2,
+    "max_steps": 16,
+    "step": "find red circle",
+}
+
+
+def contract_of(style: str) -> dict[str, set[str]]:
+    return CONTRACT | ONLY_COMPACT if style == "compact" else CONTRACT
+
+
+CASES = [(style, name) for style in STYLES for name in contract_of(style)]
+
+
+@pytest.mark.parametrize(("style", "name"), CASES)
+def test_prompt_is_as_recorded(style: str, name: str) -> None:
+    values = {key: VALUES[key] for key in contract_of(style)[name]}
+    text = PromptSet(style).render(name, **values) + "\n"
+    golden = GOLDEN / f"{style}__{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert golden.read_text() == text, f"prompt {style}/{name} changed; if that is wanted, run with UPDATE_GOLDEN=1 and commit"
+
+
+def test_every_snapshot_belongs_to_a_prompt() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == {f"{style}__{name}" for style, name in CASES}
+    assert len(CASES) == 22
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_styles_hold_the_same_templates_and_values(style: str) -> None:
+    folder = PromptSet(style).folder
+    used = {path.stem: meta.find_undeclared_variables(Environment().parse(path.read_text())) for path in folder.glob("*.j2")}
+    assert set(used) == set(contract_of(style))
+    for name, variables in used.items():
+        assert variables <= contract_of(style)[name], f"{style}/{name}.j2 uses a value that nobody passes"
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", ["direct", "reason", "summarize", "generate_start", "judge_answer", "score_paths"])
+def test_a_prompt_that_opens_a_dialogue_holds_the_question(style: str, name: str) -> None:
+    assert VALUES["question"] in PromptSet(style).render(name, **VALUES)
+
+
+def test_no_prompt_for_answering_shows_the_true_answer() -> None:
+    secret = VALUES | {"answer": "SECRET"}
+    for style in STYLES:
+        for name in set(CONTRACT) - {"judge_answer", "score_paths"}:
+            assert "SECRET" not in PromptSet(style).render(name, **secret), f"{style}/{name}"
+        assert "SECRET" in PromptSet(style).render("score_paths", **secret)
+        assert "SECRET" not in PromptSet(style).render("score_paths", **secret | {"answer": ""})
+
+
+def test_examples_inside_the_full_prompts_can_be_read_by_the_parsers() -> None:
+    prompts = PromptSet("full")
+    start = prompts.render("generate_start", **VALUES)
+    example = start.split("Example of one reply:\n")[1].split("\n")[0]
+    assert parse_step(example).action == "continue"
+    scores = prompts.render("score_paths", **VALUES).rsplit("\n", 1)[1]
+    assert [entry["id"] for entry in json.loads(scores)] == [1, 2]
+    assert "Correct answer:" not in prompts.render("score_paths", **VALUES | {"answer": ""})
+
+
+def test_hash_follows_the_texts(tmp_path: Path) -> None:
+    (tmp_path / "direct.j2").write_text("say {{ question }}")
+    before = PromptSet(str(tmp_path)).hash
+    assert PromptSet(str(tmp_path)).hash == before
+    (tmp_path / "direct.j2").write_text("say it {{ question }}")
+    assert PromptSet(str(tmp_path)).hash != before
+
+
+def test_missing_value_template_and_style_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compact/direct\.j2: 'question'"):
+        PromptSet("compact").render("direct")
+    with pytest.raises(ConfigError, match=r"no template nothing\.j2"):
+        PromptSet("full").render("nothing")
+    with pytest.raises(ConfigError, match="shipped styles: compact, full"):
+        PromptSet("cmpact")
