@@ -78,9 +78,8 @@ def build_chain_matrix(
     right = {prediction.sample_id: prediction.correct for prediction in predictions}
     ids = sorted(path.sample_id for path in paths)
     if not ids == sorted(by_sample) == sorted(right) or len(predictions) != len(right):
-        raise DataError(
-            f"chain matrix: {len(paths)} chains, {len(predictions)} predictions, {len(samples)} samples; one of each per sample is needed"
-        )
+        found = f"{len(paths)} chains, {len(predictions)} predictions, {len(samples)} samples"
+        raise DataError(f"chain matrix: {found}; one chain and one prediction per sample are needed")
     cells = Counter((_has_right_steps(path, by_sample, truths), right[path.sample_id]) for path in paths)
     return ChainMatrix(
         both_right=cells[True, True], chain_only=cells[True, False], answer_only=cells[False, True], both_wrong=cells[False, False]

@@ -245,13 +245,6 @@ def _draw_round_line(axes: Axes, report: Report, metric: str, *, style: int, shi
     if refused:
         places, rows = zip(*refused, strict=True)
         values = [row.value * factor for row in rows]
-        mark = _MARKS[style % len(_MARKS)]
-        look: dict[str, Any] = {
-            "color": _REJECTED,
-            "marker": mark,
-            "markerfacecolor": "white",
-            "linestyle": "none",
-            "capsize": 3,
-            "markersize": 7,
-        }
+        look: dict[str, Any] = {"color": _REJECTED, "marker": _MARKS[style % len(_MARKS)], "markerfacecolor": "white", "markersize": 7}
+        look |= {"linestyle": "none", "capsize": 3, "label": f"{metric.replace('_', ' ')}, rejected round"}
         axes.errorbar(places, values, yerr=_spans(rows, factor), **look)
