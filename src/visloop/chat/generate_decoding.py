@@ -74,7 +74,7 @@ class GenerateDecoder:
         budget = sampling.max_new_tokens if self._limit is None else min(sampling.max_new_tokens, self._limit - columns)
         output = self._model.generate(
             **inputs,
-            generation_config=GenerationConfig(
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 do_sample=False,
                 max_new_tokens=budget,
                 eos_token_id=sorted(self._end_ids) or None,

@@ -69,12 +69,12 @@ def stamp_file(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=_CACHED_PICTURES)
 def _load_cached(path: Path, modified: int, size: int, max_pixels: int, min_pixels: int | None) -> Image.Image:
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
+        with Image.open(path) as opened:
+            width, height = opened.size
             if width * height > MAX_DECLARED_PIXELS:
                 raise DataError(f"{path}: the picture declares {width}x{height} pixels; at most {MAX_DECLARED_PIXELS} are decoded")
-            picture.load()
-            picture = _flatten_alpha(ImageOps.exif_transpose(picture))
+            opened.load()
+            picture = _flatten_alpha(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not a picture in a known format ({size} bytes)") from error
     except Image.DecompressionBombError as error:
@@ -95,10 +95,11 @@ def _flatten_alpha(picture: Image.Image) -> Image.Image:
 def _fit_pixels(picture: Image.Image, *, max_pixels: int, min_pixels: int | None) -> Image.Image:
     pixels = picture.width * picture.height
     if pixels > max_pixels:
-        scale, rounded = math.sqrt(max_pixels / pixels), math.floor
+        scale = math.sqrt(max_pixels / pixels)
+        size = (math.floor(picture.width * scale), math.floor(picture.height * scale))
     elif min_pixels is not None and pixels < min_pixels:
-        scale, rounded = math.sqrt(min_pixels / pixels), math.ceil
+        scale = math.sqrt(min_pixels / pixels)
+        size = (math.ceil(picture.width * scale), math.ceil(picture.height * scale))
     else:
         return picture
-    size = (max(1, rounded(picture.width * scale)), max(1, rounded(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    return picture.resize((max(1, size[0]), max(1, size[1])), Image.Resampling.BICUBIC)

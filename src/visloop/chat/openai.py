@@ -17,7 +17,7 @@ from openai import (
     AuthenticationError,
     OpenAIError,
 )
-from openai.types.chat import ChatCompletion
+from pydantic import BaseModel, Field, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from visloop.chat.base import ChatReply, ChatRequest, Finish, Message, Sampling
@@ -29,6 +29,28 @@ _log = logging.getLogger(__name__)
 _RETRIED_STATUS = frozenset({408, 409, 429})
 _LONGEST_WAIT = 60.0
 _FINISHES: dict[str | None, Finish] = {"stop": "stop", None: "stop", "length": "length"}
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Completion(BaseModel):
+    """What is read of a completion. Validated here, because the client builds its own objects without a check."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
 
 
 class OpenAIChat:
@@ -127,10 +149,10 @@ class OpenAIChat:
                 reraise=True,
             ):
                 with attempt, anyio.fail_after(self._config.timeout_seconds):
-                    completion = await self._client.chat.completions.create(
+                    response = await self._client.chat.completions.with_raw_response.create(
                         model=self.name, messages=messages, **build_options(sampling, seed=request.seed)
                     )
-            return read_completion(completion)
+            return read_completion(response.content)
         except DataError as error:
             problem = f"request {request.id}: {error}"
         except (OpenAIError, ReplyError, TimeoutError, ValueError) as error:
@@ -191,29 +213,29 @@ def build_options(sampling: Sampling, *, seed: int) -> dict[str, Any]:
     return options | ({"extra_body": extra} if extra else {})
 
 
-def read_completion(completion: object) -> ChatReply:
-    """The reply in a completion. The client builds its objects without validation, so every field is looked at.
+def read_completion(body: str | bytes) -> ChatReply:
+    """The reply in the body of a chat completion.
 
     Raises:
         ReplyError: it is no completion, has no choice or no text, or ended for another reason than "stop" or "length".
     """
-    if not isinstance(completion, ChatCompletion) or not completion.choices:
-        raise ReplyError(f"malformed body: a chat completion with choices was expected, not {str(completion)[:200]!r}")
-    choice = completion.choices[0]
-    text = getattr(choice.message, "content", None)
-    if not isinstance(text, str):
-        refusal = getattr(choice.message, "refusal", None)
-        raise ReplyError(
-            f"the model refused: {refusal}" if refusal else f"malformed body: the choice has no text, finish {choice.finish_reason!r}"
-        )
+    try:
+        completion = _Completion.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise ReplyError(f"malformed body: {where}: {first['msg']}; a chat completion was expected, not {body[:200]!r}") from error
+    choice, usage = completion.choices[0], completion.usage or _Usage()
+    if choice.message.content is None:
+        refusal = choice.message.refusal
+        raise ReplyError(f"the model refused: {refusal}" if refusal else f"malformed body: no text, finish {choice.finish_reason!r}")
     if choice.finish_reason not in _FINISHES:
         raise ReplyError(f"finish reason {choice.finish_reason!r}; stop or length was expected")
-    usage = completion.usage
     return ChatReply(
-        text=text,
+        text=choice.message.content,
         finish=_FINISHES[choice.finish_reason],
-        prompt_tokens=getattr(usage, "prompt_tokens", None) or 0,
-        new_tokens=getattr(usage, "completion_tokens", None) or 0,
+        prompt_tokens=usage.prompt_tokens or 0,
+        new_tokens=usage.completion_tokens or 0,
     )
 
 

@@ -26,7 +26,7 @@ class _Writing:
     capacity: int
 
 
-class RowLayer(CacheLayerMixin):
+class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer: (slots, heads, columns, head width). The rows of a call are the first slots."""
 
     is_sliding = False
@@ -34,7 +34,7 @@ class RowLayer(CacheLayerMixin):
     values: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.writing: _Writing | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

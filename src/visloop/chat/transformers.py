@@ -156,8 +156,8 @@ def load_model(config: ChatConfig) -> _Loaded:
         if (loaded := _LOADED.get(key)) is not None:
             return loaded
         try:
-            processor = AutoProcessor.from_pretrained(source, local_files_only=local)
-            model = AutoModelForImageTextToText.from_pretrained(
+            processor: Any = AutoProcessor.from_pretrained(source, local_files_only=local)  # type: ignore[no-untyped-call]
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 source, local_files_only=local, dtype=dtype, attn_implementation=config.attn_implementation
             )
         except (OSError, ValueError, ImportError, KeyError) as error:

@@ -23,18 +23,18 @@ def list_shipped() -> list[str]:
 def resolve_model(name: str) -> str:
     """What to load for ``name``: an absolute folder for a shipped or a local model, the unchanged id for a hub model.
 
-    A name that is a folder is that folder; ``embedded/<x>`` is the shipped model ``<x>``; ``owner/model`` is a hub id.
+    ``embedded/<x>`` is the shipped model ``<x>``; another name that is a folder is that folder; else ``owner/model`` is a hub id.
 
     Raises:
         ModelError: no such shipped model, a folder without ``config.json``, or neither a folder nor a hub id.
     """
-    folder = Path(name).expanduser()
-    if name.startswith(SHIPPED_PREFIX) and not folder.is_dir():
+    if name.startswith(SHIPPED_PREFIX):
         shipped = shipped_folder() / name.removeprefix(SHIPPED_PREFIX)
         if name not in list_shipped():
             raise ModelError(f"model {name!r}: no such shipped model; shipped are: {', '.join(list_shipped()) or 'none'}")
         return str(shipped.resolve())
-    if folder.is_dir():
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"model {name!r}: the folder has neither config.json nor adapter_config.json; was its training finished?")
         return str(folder.resolve())

@@ -1,0 +1,72 @@
+"""Names of models: shipped, folders, hub ids, and what is none of them."""
+
+from pathlib import Path
+
+import pytest
+
+from visloop.chat import weights
+from visloop.chat.loads import count_loads, note_load, reset_loads
+from visloop.errors import ModelError
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("judge", "base"):
+        (tmp_path / "weights" / name).mkdir(parents=True)
+        (tmp_path / "weights" / name / "config.json").write_text("{}")
+    (tmp_path / "weights" / "half_written").mkdir()
+    monkeypatch.setattr(weights, "shipped_folder", lambda: tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_shipped_name_is_its_folder(shipped: Path) -> None:
+    assert weights.resolve_model("embedded/base") == str(shipped / "weights" / "base")
+
+
+@pytest.mark.parametrize("name", ["embedded/bose", "embedded/half_written", "embedded/", "embedded/../base"])
+def test_unknown_shipped_name_lists_the_known(shipped: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=r"shipped are: embedded/base, embedded/judge"):
+        weights.resolve_model(name)
+
+
+def test_local_folder_is_made_absolute(shipped: Path) -> None:
+    (shipped / "run" / "m_1").mkdir(parents=True)
+    (shipped / "run" / "m_1" / "config.json").write_text("{}")
+    assert weights.resolve_model("run/m_1") == str(shipped / "run" / "m_1")
+
+
+def test_folder_without_a_config_is_refused(shipped: Path) -> None:
+    (shipped / "run").mkdir()
+    with pytest.raises(ModelError, match=r"'run': the folder has neither config\.json"):
+        weights.resolve_model("run")
+
+
+@pytest.mark.parametrize("name", ["llava-hf/llava-v1.6-mistral-7b-hf", "Qwen/Qwen2.5-VL-7B-Instruct"])
+def test_hub_id_is_left_alone(shipped: Path, name: str) -> None:
+    assert weights.resolve_model(name) == name
+
+
+@pytest.mark.parametrize("name", ["data/rounds/01/model", "./m_1", "/nowhere/m_1", "", "a b", "../m"])
+def test_missing_folder_is_no_hub_id(shipped: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        weights.resolve_model(name)
+
+
+def test_stamp_tells_rewritten_weights(shipped: Path) -> None:
+    folder = shipped / "weights" / "base"
+    before = weights.stamp_weights(str(folder))
+    (folder / "model.safetensors").write_bytes(b"new")
+    assert weights.stamp_weights(str(folder)) > before > 0
+    assert weights.stamp_weights("owner/model") == 0
+
+
+def test_loads_are_counted_per_model() -> None:
+    reset_loads()
+    for name in ("a", "b", "a"):
+        note_load(name)
+    assert count_loads() == {"a": 2, "b": 1}
+    count_loads()["a"] = 9
+    assert count_loads()["a"] == 2
+    reset_loads()
+    assert count_loads() == {}
