@@ -50,6 +50,9 @@ class Layout:
     def round(self, number: int) -> Path:
         return self.root / "rounds" / f"{number:02d}"
 
+    def gate(self, name: str) -> Path:
+        return self.root / "gates" / name
+
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"

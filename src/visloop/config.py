@@ -248,6 +248,7 @@ class RoundsConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
     stop_after_rejections: int = 1
     reference: str = "previous"
+    only: int | None = None
 
 
 @dataclass
@@ -269,6 +270,7 @@ class EvaluationConfig:
     bootstrap_samples: int = 2000
     sampled_chains: int = 2
     vote_chains: int = 4
+    scorer: Scorer = Scorer.judge
     fractions: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
 
 

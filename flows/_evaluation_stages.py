@@ -1,0 +1,298 @@
+"""The stages of the evaluation flow: chains of every reasoner, answers of every system, the report and its plots."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows._layout import Layout
+from flows._mounts import chat_inputs, hash_prompts, mount_model
+from flows._records import read_json, read_split, read_truths
+from flows._round_stages import hash_stage, read_reports
+from flows._stage import Lazy, run_stage
+from flows._summary import stage_rows
+from flows.assessment import ASSESS_CODE, Judges
+from flows.sft import CHAIN_CODE
+from visloop.chat.base import ChatModel
+from visloop.chat.factory import open_chat
+from visloop.config import Combine, Config
+from visloop.evaluation.chains import build_chain_matrix
+from visloop.evaluation.metrics import (
+    Paired,
+    Row,
+    compare_outcomes,
+    measure_consistency,
+    measure_families,
+    measure_outcomes,
+    read_outcomes,
+)
+from visloop.evaluation.plots import plot_chain_matrix, plot_families, plot_rounds, plot_scores, plot_systems
+from visloop.evaluation.report import Report, read_report, write_report
+from visloop.evaluation.systems import Exam, System, list_systems, measure_reasoner, run_system, write_chains
+from visloop.prompts.render import PromptSet
+from visloop.records.reasoning import AssessedPath, Prediction, ReasoningPath
+from visloop.records.shards import read_shard, read_shards, write_shard
+
+REPORT_NAME = "insight_v.json"
+CHAIN_METRICS = ("greedy_accuracy", "sampled_accuracy", "path_score", "malformed", "chain_tokens")
+
+
+@dataclass(frozen=True)
+class Reasoner:
+    """A model M_t of the loop. ``accepted`` is False for a round that its guards rejected."""
+
+    name: str
+    round: int
+    folder: Path
+    accepted: bool
+
+
+def list_reasoners(config: Config, layout: Layout) -> list[Reasoner]:
+    """M_0 and the model of every round that was played."""
+    played = read_reports(layout, before=config.rounds.rounds + 1)
+    models = [Reasoner(f"M_{report.round}", report.round, layout.round(report.round) / "model", report.accepted) for report in played]
+    return [Reasoner("M_0", 0, layout.model("reasoner"), True), *models]
+
+
+def make_exam(config: Config, layout: Layout) -> Exam:
+    """The held-out questions and the conditions, the same for every system."""
+    return Exam(
+        samples=read_split(layout, "test"),
+        prompts=PromptSet(config.prompts),
+        answer=config.answer,
+        sampled=config.rounds.sampling,
+        seed=config.seed,
+        image_root=layout.root,
+    )
+
+
+def examine_reasoner(config: Config, layout: Layout, *, reasoner: Reasoner) -> Any:
+    """Stage: greedy and sampled chains of M_t on the test split, with accuracies and path scores."""
+    measuring = replace(config, assess=replace(config.assess, scorer=config.evaluation.scorer))
+    judges = Judges(measuring, layout)
+    chat = Lazy(partial(open_chat, mount_model(config.base, reasoner.folder)))
+    count = config.evaluation.sampled_chains
+
+    def work(place: Path) -> dict[str, float]:
+        exam = make_exam(config, layout)
+        greedy = write_chains(exam, model=chat.get())
+        sampled = write_chains(exam, model=chat.get(), count=count, sampled=True)
+        predictions = measure_reasoner(exam, name=reasoner.name, greedy=greedy, sampled=sampled, scorer=judges.open_scorer())
+        write_shard(place / "greedy.jsonl", greedy)
+        write_shard(place / "sampled.jsonl", sampled)
+        write_shard(place / "predictions.jsonl", predictions)
+        return {"questions": len(predictions), "greedy": sum(item.correct for item in predictions) / len(predictions)}
+
+    return run_stage(
+        f"examine {reasoner.name}",
+        folder=layout.evaluation / reasoner.name,
+        inputs={"model": reasoner.folder, "raw": layout.raw, **judges.inputs()},
+        config={
+            "assess": measuring.assess,
+            "answer": config.answer.reason_sampling,
+            "sampling": config.rounds.sampling,
+            "samples": count,
+            "prompts": hash_prompts(config),
+            "seed": config.seed,
+        },
+        code=["visloop.evaluation.systems", *ASSESS_CODE, *CHAIN_CODE],
+        work=work,
+        resources=[chat, *judges.resources],
+    )
+
+
+def answer_systems(config: Config, layout: Layout, *, reasoners: Sequence[Reasoner]) -> Any:
+    """Stage: the predictions of every row of the ablation table. Each model is opened once."""
+    accepted = [reasoner for reasoner in reasoners if reasoner.accepted]
+    votes = (Combine.self_consistency, Combine.best_of_n)
+    systems = list_systems(rounds=[reasoner.name for reasoner in accepted[1:]], vote_chains=config.evaluation.vote_chains, votes_by=votes)
+    folders = {
+        **{reasoner.name: reasoner.folder for reasoner in accepted},
+        **{name: layout.model(name) for name in ("summarizer", "direct_sft", "multi_turn")},
+    }
+    lazies = {"base": Lazy(partial(open_chat, config.base))}
+    lazies |= {role: Lazy(partial(open_chat, mount_model(config.base, folder))) for role, folder in folders.items()}
+    judges = Judges(config, layout, show_answer=False)
+
+    def work(place: Path) -> dict[str, float]:
+        exam = make_exam(config, layout)
+        models = _OnDemand(lazies)
+        sampled: list[ReasoningPath] | None = None
+        for system in systems:
+            chains: Sequence[ReasoningPath] | None = None
+            if system.kind == "two_agents" and system.chains == 1:
+                chains = read_shard(layout.evaluation / system.model / "greedy.jsonl", ReasoningPath)
+            elif system.kind == "two_agents":
+                sampled = sampled or write_chains(exam, model=models[system.model], count=system.chains, sampled=True)
+                chains = sampled
+            scorer = judges.open_scorer() if system.combine is Combine.best_of_n else None
+            predictions = run_system(system, exam, models=models, generate=config.generate, scorer=scorer, chains=chains)
+            write_shard(place / f"{name_file(system)}.jsonl", predictions)
+        return {"systems": len(systems), "questions": len(exam.samples)}
+
+    return run_stage(
+        "systems",
+        folder=layout.evaluation / "systems",
+        inputs={
+            "raw": layout.raw,
+            **folders,
+            **chat_inputs("base", config.base),
+            **judges.inputs(),
+            **{f"chains {reasoner.name}": layout.evaluation / reasoner.name for reasoner in accepted},
+        },
+        config={
+            "answer": config.answer,
+            "sampling": config.rounds.sampling,
+            "generate": config.generate,
+            "assess": config.assess,
+            "vote_chains": config.evaluation.vote_chains,
+            "systems": [system.name for system in systems],
+            "prompts": hash_prompts(config),
+            "seed": config.seed,
+        },
+        code=["visloop.evaluation.systems", *ASSESS_CODE, *CHAIN_CODE],
+        work=work,
+        resources=[*lazies.values(), *judges.resources],
+    )
+
+
+class _OnDemand(Mapping[str, ChatModel]):
+    """Models by role, each opened when it is first asked for."""
+
+    def __init__(self, lazies: Mapping[str, Lazy[ChatModel]]) -> None:
+        self._lazies = lazies
+
+    def __getitem__(self, role: str) -> ChatModel:
+        return self._lazies[role].get()
+
+    def __iter__(self) -> Any:
+        return iter(self._lazies)
+
+    def __len__(self) -> int:
+        return len(self._lazies)
+
+
+def name_file(system: System) -> str:
+    """The file stem of a system's predictions."""
+    return "".join(letter if letter.isalnum() else "_" for letter in system.name.lower())
+
+
+def make_report(config: Config, layout: Layout, *, reasoners: Sequence[Reasoner]) -> Any:
+    """Stage: rows with intervals, paired differences, plots."""
+    options = {
+        "confidence": config.evaluation.confidence,
+        "bootstrap_samples": config.evaluation.bootstrap_samples,
+        "seed": config.seed,
+    }
+
+    def work(place: Path) -> dict[str, float]:
+        systems = {items[0].system: items for items in _read_predictions(layout.evaluation / "systems")}
+        chains = {reasoner.name: read_shard(layout.evaluation / reasoner.name / "predictions.jsonl", Prediction) for reasoner in reasoners}
+        rows: list[Row] = []
+        for items in systems.values():
+            rows.append(measure_outcomes(read_outcomes(items), **options))
+            rows.append(measure_consistency(items, confidence=config.evaluation.confidence))
+            rows += measure_families(items, **options)
+        for items in chains.values():
+            known = {metric for item in items for metric in item.metrics}
+            rows += [measure_outcomes(read_outcomes(items, metric=metric), **options) for metric in CHAIN_METRICS if metric in known]
+        report = Report(
+            rows=rows,
+            paired=compare_systems(systems, chains, reasoners=reasoners, options=options),
+            rounds=[
+                {"round": reasoner.round, "name": reasoner.name, "accepted": reasoner.accepted, **_read_round(layout, reasoner)}
+                for reasoner in reasoners
+            ],
+            hashes={
+                "dataset": hash_stage(layout.raw),
+                "summarizer": hash_stage(layout.model("summarizer")),
+                **{reasoner.name: hash_stage(reasoner.folder) for reasoner in reasoners},
+                "predictions": hash_stage(layout.evaluation / "systems"),
+            },
+        )
+        write_report(place / "report.json", report)
+        draw_plots(config, layout, report, place=place, reasoners=reasoners)
+        return {"rows": len(report.rows), "pairs": len(report.paired)}
+
+    return run_stage(
+        "report",
+        folder=layout.evaluation / "report",
+        inputs={
+            "raw": layout.raw,
+            "systems": layout.evaluation / "systems",
+            "assessed": layout.assessed,
+            "summarizer": layout.model("summarizer"),
+            **{reasoner.name: layout.evaluation / reasoner.name for reasoner in reasoners},
+            **{f"model {reasoner.name}": reasoner.folder for reasoner in reasoners},
+        },
+        config={"evaluation": config.evaluation, "bands": config.assess.bands, "seed": config.seed},
+        code=["visloop.evaluation"],
+        work=work,
+    )
+
+
+def compare_systems(
+    systems: Mapping[str, Sequence[Prediction]],
+    chains: Mapping[str, Sequence[Prediction]],
+    *,
+    reasoners: Sequence[Reasoner],
+    options: Mapping[str, Any],
+) -> list[Paired]:
+    """Every two-agent row against the baselines, neighbours among themselves, and the last accepted M_t against M_0."""
+    pairs: list[Paired] = []
+    baselines = ("base direct", "direct SFT", "two agents")
+    for name, items in systems.items():
+        if name.startswith("two agents"):
+            others = [other for other in baselines if other in systems and other != name]
+            pairs += [compare_outcomes(read_outcomes(items), read_outcomes(systems[other]), **options) for other in others]
+    for reasoner in reasoners[1:]:
+        for metric in ("greedy_accuracy", "sampled_accuracy", "path_score"):
+            if all(any(metric in item.metrics for item in chains[name]) for name in (reasoner.name, "M_0")):
+                left, right = (read_outcomes(chains[name], metric=metric) for name in (reasoner.name, "M_0"))
+                pairs.append(compare_outcomes(left, right, **options))
+    return pairs
+
+
+def draw_plots(config: Config, layout: Layout, report: Report, *, place: Path, reasoners: Sequence[Reasoner]) -> None:
+    """All pictures of the report as PNG in ``place``."""
+    plot_rounds(report, place / "rounds.png")
+    plot_systems(report.rows, place / "systems.png")
+    last = [row.name for row in report.rows if row.metric == "accuracy" and row.name.startswith("two agents") and "(" not in row.name][-1]
+    plot_families(report.rows, place / "families.png", systems=["base direct", "direct SFT", last])
+    scores = [item.score for item in read_shards(layout.assessed, AssessedPath) if item.score is not None]
+    plot_scores(scores, place / "scores.png", bands=config.assess.bands)
+    truths = read_truths(layout)
+    if truths:
+        samples = read_split(layout, "test")
+        matrices = {}
+        for reasoner in [reasoner for reasoner in reasoners if reasoner.accepted][:: max(1, len(reasoners) - 1)]:
+            folder = layout.evaluation / reasoner.name
+            greedy = read_shard(folder / "greedy.jsonl", ReasoningPath)
+            predictions = read_shard(folder / "predictions.jsonl", Prediction)
+            matrices[reasoner.name] = build_chain_matrix(greedy, predictions, samples=samples, truths=truths).counts
+        plot_chain_matrix(matrices, place / "chains.png")
+
+
+def publish_report(layout: Layout) -> Path:
+    """Copy report and plots to ``reports/``, with the seconds that each stage took when it last ran."""
+    source, target = layout.evaluation / "report", layout.reports / REPORT_NAME
+    before = read_report(target).seconds if target.is_file() else {}
+    seconds = {row.stage: round(row.seconds, 2) for row in stage_rows() if row.state != "skipped"}
+    write_report(target, replace(read_report(source / "report.json"), seconds={**before, **seconds}))
+    for picture in sorted(source.glob("*.png")):
+        (layout.reports / picture.name).write_bytes(picture.read_bytes())
+    return target
+
+
+def _read_round(layout: Layout, reasoner: Reasoner) -> dict[str, Any]:
+    if reasoner.round == 0:
+        return {}
+    report = read_json(layout.round(reasoner.round) / "report" / "report.json")
+    return {"pairs": report["counts"].get("pairs", 0), "violations": [violation["message"] for violation in report["violations"]]}
+
+
+def _read_predictions(folder: Path) -> list[list[Prediction]]:
+    order = {name: index for index, name in enumerate(read_json(folder / "manifest.json")["config"]["systems"])}
+    read = [read_shard(path, Prediction) for path in sorted(folder.glob("*.jsonl"))]
+    return sorted(read, key=lambda items: order[items[0].system])

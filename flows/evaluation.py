@@ -1,0 +1,39 @@
+"""Measure every system on held-out questions: the ablation table, paired differences, the rounds' curve, plots."""
+
+from typing import Any
+
+from prefect import flow
+from rich.console import Console
+
+from flows._entry import from_plain, run_flow
+from flows._evaluation_stages import answer_systems, examine_reasoner, list_reasoners, make_report, publish_report
+from flows._layout import Layout
+from flows._run import open_flow_run
+from visloop.evaluation.report import read_report
+from visloop.evaluation.tables import build_tables, render_rich
+
+
+@flow(name="evaluation")
+def evaluation(values: dict[str, Any]) -> None:
+    """Chains of every M_t, answers of every system, then table, plots and ``reports/insight_v.json``."""
+    config = from_plain(values)
+    layout = Layout.from_config(config)
+    with open_flow_run("evaluation", config) as run:
+        reasoners = list_reasoners(config, layout)
+        for reasoner in reasoners:
+            run.log_stage(examine_reasoner(config, layout, reasoner=reasoner))
+        run.log_stage(answer_systems(config, layout, reasoners=reasoners))
+        run.log_stage(make_report(config, layout, reasoners=reasoners))
+        path = publish_report(layout)
+        report = read_report(path)
+        run.log_json(path)
+        run.log_metrics({f"test.{row.name}.{row.metric}": row.value for row in report.rows if "/" not in row.metric}, step=0)
+        run.log_plots(sorted(layout.reports.glob("*.png")))
+        console = Console(stderr=True)
+        for table in build_tables(report):
+            console.print(render_rich(table))
+        console.print(f"report: {path}", markup=False)
+
+
+if __name__ == "__main__":
+    run_flow(evaluation, doc=__doc__ or "")
