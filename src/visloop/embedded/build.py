@@ -25,7 +25,7 @@ class Sizes:
     tower_heads: int = 4
     width: int = 128
     layers: int = 4
-    heads: int = 4
+    heads: int = 8
     feedforward: int = 256
     positions: int = 2048
 

@@ -24,7 +24,7 @@ LESSON_FAULTS: tuple[FaultKind, ...] = ("attribute", "moved", "dropped", "added"
 FAMILY_WEIGHTS: dict[Family, float] = {
     "exist": 1.0,
     "count": 1.3,
-    "compare": 0.8,
+    "compare": 1.0,
     "query": 3.0,
     "relation": 2.2,
     "hop": 2.5,

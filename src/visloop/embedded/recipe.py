@@ -39,13 +39,13 @@ class Recipe:
 
     scenes: int = 14000
     statements: int = 2500
-    boxed: float = 0.09
+    boxed: float = 0.14
     grounded: float = 0.2
     tower: TowerStage = field(default_factory=TowerStage)
     captions: Stage = field(default_factory=lambda: Stage(name="captions", steps=480, learning_rate=1.5e-3, batch_size=32, down=0.25))
-    matching: Stage = field(default_factory=lambda: Stage(name="matching", steps=2000, learning_rate=1.2e-3, batch_size=16, down=0.0))
+    matching: Stage = field(default_factory=lambda: Stage(name="matching", steps=4000, learning_rate=1.2e-3, batch_size=16, down=0.0))
     grounding: Stage = field(default_factory=lambda: Stage(name="grounding", steps=2000, learning_rate=1.2e-3, batch_size=16, down=0.3))
-    lessons: Stage = field(default_factory=lambda: Stage(name="lessons", steps=2600, learning_rate=1.1e-3, batch_size=16, down=0.4))
+    lessons: Stage = field(default_factory=lambda: Stage(name="lessons", steps=3000, learning_rate=1.1e-3, batch_size=16, down=0.4))
     judging: Stage = field(default_factory=lambda: Stage(name="judging", steps=1200, learning_rate=8e-4, batch_size=16, down=0.5))
     plain: GroundingMix = field(default_factory=GroundingMix)
     spatial: GroundingMix = field(default_factory=lambda: GroundingMix(spatial=0.2, negated=0.05))

@@ -29,7 +29,7 @@ from visloop.embedded.pictures import Gallery, draw_scenes, encode_pictures, ren
 from visloop.embedded.recipe import Recipe, plan_lessons, split_pools
 from visloop.embedded.replies import generate_replies
 from visloop.embedded.schedule import Report
-from visloop.errors import ReplyError
+from visloop.errors import ReplyError, TrainingError
 from visloop.ids import seed_for
 from visloop.prompts.render import PromptSet
 from visloop.records.chains import parse_chain
@@ -94,7 +94,7 @@ class JudgeRun:
         paths: int,
         seed: int,
     ) -> list[JudgedQuestion]:
-        """One question per scene with ``paths`` chains sampled from ``model`` at temperature 1; unreadable and repeated ones are left out."""
+        """One question per scene with ``paths`` chains sampled at temperature 1; unreadable and repeated ones are left out."""
         drawn = [draw_questions(scene, seed=seed_for(seed, index), spec=self.spec, count=1) for index, scene in enumerate(scenes)]
         asked = [(index, questions[0]) for index, questions in enumerate(drawn) if questions for _ in range(paths)]
         replies = self._reply(
@@ -130,6 +130,8 @@ class JudgeRun:
             self.model, chosen, pixels=pixels, rows=[rows[index] for index in order], paths=recipe.sampled_paths, seed=self.seed
         )
         pool = [JudgedQuestion(order[judged.scene], judged.question, judged.paths) for judged in sampled]
+        if not pool:
+            raise TrainingError(f"judge: none of the {recipe.sampled_questions} questions got a readable chain from the base; train the base first")
         self.report(f"judge: {sum(len(judged.paths) for judged in pool)} different chains sampled for {len(pool)} questions")
         judging = make_judging(gallery, scenes=range(len(scenes)), pool=pool, spec=self.spec, mix=recipe.judge, prompts=self.prompts)
         lessons = plan_lessons(gallery, pools=split_pools(gallery), recipe=recipe, spec=self.spec, prompts=self.prompts)
@@ -205,7 +207,7 @@ class JudgeRun:
             ),
             recipe=(
                 "starts from the weights of `embedded/base`",
-                f"{self.recipe.sampled_questions:,} questions with {self.recipe.sampled_paths} chains each sampled from the base at temperature 1, "
+                f"{self.recipe.sampled_questions:,} questions with {self.recipe.sampled_paths} chains each, sampled from the base at T=1, "
                 "scored by the exact verifier",
                 f"judging: {stage.steps} steps of {stage.batch_size}, learning rate {stage.learning_rate:g}, linear decay over the last "
                 f"{stage.down:.0%}",
@@ -221,9 +223,9 @@ class JudgeRun:
             minutes=minutes,
             device=self.device,
             limits=(
-                "rank: mean Spearman correlation within questions; a judge that gives all paths of a question one score counts as 0 there",
+                "rank: mean Spearman correlation within questions; one score for all paths of a question counts as 0",
                 "knows only the default world and chains in the form of the compact prompts",
-                "the sampled chains of the table come from the shipped base; chains of a stronger reasoner differ in kind and number of errors",
+                "its sampled chains come from the shipped base; chains of a stronger reasoner have other and fewer errors",
             ),
         )
 
