@@ -96,7 +96,9 @@ def test_chain_states(text: str, answer: str | None, complete: bool) -> None:
     assert [(step.summary, step.reasoning, step.action) for step in parsed.steps] == [("a", "b", "summary")]
 
 
-@pytest.mark.parametrize("text", ["", "a: b", "<thoughts></thoughts>", "<thoughts>\nno step\n</thoughts>", "</thoughts><output>yes</output>"])
+@pytest.mark.parametrize(
+    "text", ["", "a: b", "<thoughts></thoughts>", "<thoughts>\nno step\n</thoughts>", "</thoughts><output>yes</output>"]
+)
 def test_text_without_a_chain_is_refused(text: str) -> None:
     with pytest.raises(ReplyError):
         parse_chain(text)

@@ -131,9 +131,11 @@ def _assess_path(
 
 def measure_rank_stability(scores: Mapping[str, PathScore]) -> float | None:
     """Spearman correlation of the scores between passes, mean over pairs of passes; None where it is not defined."""
-    table = np.array([score.by_pass for score in scores.values()], dtype=float).reshape(len(scores), -1)  # None becomes NaN
+    if not scores:
+        return None
+    table = np.array([score.by_pass for score in scores.values()], dtype=float)  # None becomes NaN
     values = []
-    for first, second in combinations(range(table.shape[1]) if len(scores) else (), 2):
+    for first, second in combinations(range(table.shape[1]), 2):
         both = table[:, [first, second]]
         both = both[~np.isnan(both).any(axis=1)]
         if len(both) >= 3 and np.all(np.ptp(both, axis=0) > 0):
