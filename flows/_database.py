@@ -1,0 +1,169 @@
+"""MLflow's database ``mlruns/mlflow.db``: opened once, waited for while it is locked, and the life of the runs in it."""
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from filelock import FileLock
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from flows._provenance import MAX_TAG
+from visloop.errors import ConfigError
+
+Origin = Literal["new", "resumed", "finished"]
+"""``new``; ``resumed``: an unfinished run with the same key is continued; ``finished``: it had already been done."""
+
+DATABASE_NAME = "mlflow.db"
+KEY_TAG, PROCESS_TAG, ERROR_TAG, RERUNS_TAG = "visloop.run_key", "visloop.process", "visloop.error", "visloop.skipped_reruns"
+PARENT_TAG = "mlflow.parentRunId"
+_LOCKED_SECONDS = 120.0
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run to log into and where it comes from."""
+
+    run_id: str
+    origin: Origin
+
+
+class PatientClient:
+    """An ``MlflowClient`` whose calls wait while another process holds the database."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if not callable(method):
+            return method
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            return call_patiently(lambda: method(*arguments, **named))
+
+        return call
+
+
+def call_patiently(call: Callable[[], _Result], *, seconds: float = _LOCKED_SECONDS) -> _Result:
+    """``call()``, again and again for at most ``seconds`` while SQLite says that the database is locked."""
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: "database is locked" in str(error) or "database is busy" in str(error)),
+        wait=wait_random_exponential(multiplier=0.1, max=5),
+        stop=stop_after_delay(seconds),
+        reraise=True,
+    )
+    return retrying(call)
+
+
+def connect(mlruns: Path) -> PatientClient:
+    """The client of the tracking database and model registry ``mlruns/mlflow.db``; both are made on first use.
+
+    Sets MLflow's process-wide tracking address as well: its registry opens clients of its own.
+    """
+    folder = mlruns.resolve()
+    address = f"sqlite:///{(folder / DATABASE_NAME).as_posix()}"
+    client = _open_client(folder, address)
+    import mlflow
+
+    if mlflow.get_tracking_uri() != address:
+        mlflow.set_tracking_uri(address)
+    return client
+
+
+@cache
+def _open_client(folder: Path, address: str) -> PatientClient:
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import mlflow
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(address)
+    with FileLock(folder / ".initialise.lock"):  # two processes that migrate an empty database at once break it
+        client = PatientClient(mlflow.MlflowClient(tracking_uri=address, registry_uri=address))
+        client.search_experiments(max_results=1)
+    return client
+
+
+def get_experiment(client: PatientClient, name: str, *, mlruns: Path) -> str:
+    """The id of the experiment ``name``; made on first use, with its artifacts in ``mlruns/artifacts/<name>``.
+
+    Raises:
+        ConfigError: a name that cannot be a folder's.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"experiment name {name!r}: use letters, digits, '_', '-' and '.', it also names a folder")
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=(mlruns.resolve() / "artifacts" / name).as_uri()))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another process was faster
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def start_run(client: PatientClient, experiment_id: str, *, run_name: str, key: str, tags: Mapping[str, str]) -> FoundRun:
+    """The run with this key (and parent, where ``tags`` name one): the finished one, an unfinished one re-opened, or a new one.
+
+    A run that a living process other than this one is at work on is left to it.
+    """
+    labels = {KEY_TAG: key, PROCESS_TAG: _name_process(), "mlflow.user": os.environ.get("USER", "unknown"), **tags}
+    cut = {name: str(value)[:MAX_TAG] for name, value in labels.items()}
+    parent = f" and tags.`{PARENT_TAG}` = '{tags[PARENT_TAG]}'" if PARENT_TAG in tags else ""
+    found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'{parent}", order_by=["attributes.start_time DESC"])
+    for run in found:
+        run_id = run.info.run_id
+        if run.info.status == "FINISHED":
+            client.set_tag(run_id, RERUNS_TAG, str(int(run.data.tags.get(RERUNS_TAG, "0")) + 1))
+            return FoundRun(run_id, "finished")
+        if run.info.status == "RUNNING" and _works_elsewhere(run.data.tags.get(PROCESS_TAG, "")):
+            continue
+        client.update_run(run_id, status="RUNNING")
+        for name, value in cut.items():
+            if run.data.tags.get(name) != value:
+                client.set_tag(run_id, name, value)
+        if ERROR_TAG in run.data.tags:
+            client.delete_tag(run_id, ERROR_TAG)
+        return FoundRun(run_id, "resumed")
+    return FoundRun(str(client.create_run(experiment_id, run_name=run_name, tags=cut).info.run_id), "new")
+
+
+def close_orphans(client: PatientClient, experiment_id: str, *, keep: str) -> None:
+    """Mark runs KILLED whose process died without a word, but not those with the key ``keep``, which are continued now."""
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        process = run.data.tags.get(PROCESS_TAG, "")
+        if run.data.tags.get(KEY_TAG) != keep and process != _name_process() and not _works_elsewhere(process):
+            client.set_tag(run.info.run_id, ERROR_TAG, "the process ended without closing the run")
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _name_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _works_elsewhere(process: str) -> bool:
+    """Whether ``host:pid`` is a living process other than this one. On another machine nothing can be said: taken as living."""
+    host, _, number = process.rpartition(":")
+    if not number.isdigit():
+        return False
+    if host != socket.gethostname():
+        return True
+    if int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
