@@ -96,6 +96,22 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixi
     return digest
 
 
+def restore_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint folder into a model of the same architecture.
+
+    The Trainer's own resume reads the file's names as they stand. Those of several architectures (LLaVA among them)
+    differ from the names in memory, so it would load nothing and go on with a warning.
+
+    Raises:
+        ModelError: the checkpoint does not fit the model.
+    """
+    try:
+        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{checkpoint}: does not hold the weights of this {type(model).__name__}: {error}") from error
+
+
 def hash_weights(path: str | Path) -> str:
     """SHA-256 over the ``*.safetensors`` files of a folder, names included.
 
@@ -173,7 +189,7 @@ def _save_adapter(model: PeftModel, partial: Path, out: Path) -> None:
     name = Path(os.path.relpath(source.absolute(), out)).as_posix() if local else str(source)
     before, config.base_model_name_or_path = config.base_model_name_or_path, name  # PEFT would write the machine's path
     try:
-        model.save_pretrained(partial, selected_adapters=["default"])
+        model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
     finally:
         config.base_model_name_or_path = before
     (partial / "README.md").unlink(missing_ok=True)  # a generated card that names the machine's path, too

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, Trainer
 
 from visloop.chat.weights import resolve_model
@@ -25,7 +25,7 @@ from visloop.ids import hash_json
 from visloop.records.reasoning import PreferencePair, SFTExample
 from visloop.training.callbacks import FiniteGuard, LogForwarder, OnLog, ProgressReporter, read_metrics
 from visloop.training.checkpoints import FOLDER, prepare_checkpoints
-from visloop.training.models import hash_weights
+from visloop.training.models import hash_weights, restore_weights
 
 logger = logging.getLogger(__name__)
 LOGS_PER_RUN = 50
@@ -190,8 +190,12 @@ def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log
     trainer.add_callback(progress)
     if on_log is not None:
         trainer.add_callback(LogForwarder(on_log))
+    quiet = logging.getLogger("transformers.trainer")
     if checkpoint is not None:
         logger.info("%s: continues from %s", title, checkpoint.name)
+        if not isinstance(trainer.model, PeftModel):
+            restore_weights(trainer.model, checkpoint)
+            quiet.addFilter(_is_not_about_keys)
     resumed = int(checkpoint.name.rpartition("-")[2]) if checkpoint else None
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -205,6 +209,7 @@ def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log
         raise DataError(f"{title}: cannot write a checkpoint: {error.strerror or error}; free space and run again") from error
     finally:
         progress.close()
+        quiet.removeFilter(_is_not_about_keys)
     seconds = time.perf_counter() - start
     steps = trainer.state.global_step
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -237,6 +242,11 @@ def release_trainer(trainer: Trainer) -> None:
 def remove_checkpoints(out: Path) -> None:
     """Remove a finished run's checkpoints."""
     shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
+def _is_not_about_keys(record: logging.LogRecord) -> bool:
+    """Passes all but the Trainer's warning about names that ``restore_weights`` has already matched."""
+    return "keys in the checkpoint model loaded" not in record.getMessage()
 
 
 def _peak_memory() -> int:
