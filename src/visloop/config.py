@@ -121,7 +121,8 @@ class PoolConfig:
 
 @dataclass
 class GenerateConfig:
-    """Progressive long-chain generation, one JSON step per call (Insight-V 3.2)."""
+    """Progressive long-chain generation, one JSON step per call (Insight-V 3.2). ``max_repairs``: further tries per turn.
+    ``max_duplicate_ratio``: text similarity (0-1) from which a step counts as a repetition in the report."""
 
     model: ChatConfig = field(default_factory=ChatConfig)
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, max_new_tokens=48))

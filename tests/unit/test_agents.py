@@ -204,6 +204,13 @@ def test_no_own_answer_tells_why(status: str, told: str) -> None:
     assert (answer.answer, answer.status) == (None, told)
 
 
+def test_every_chain_has_one_text_on_the_answer() -> None:
+    """A generator's chain has several replies, a failed one none; texts and own answers stay side by side."""
+    paths = [make_path("p0", replies=("step", "final")), make_path("p1", index=1, replies=(), status="failed", answer=None)]
+    [answer] = vote_chain_answers([SAMPLE], group_chains(paths))
+    assert (answer.chains, answer.chain_answers) == (("step\nfinal", ""), ("yes", None))
+
+
 class FixedScorer:
     """Scores by path id; None where it has no opinion."""
 

@@ -294,16 +294,36 @@ def test_paths_of_unknown_samples_and_bad_bands_are_refused() -> None:
             assess([chain("a", 50)], bands=bands)
 
 
+def in_passes(**scores: tuple[float | None, ...]) -> list[AssessedPath]:
+    """Assessed paths named <question>_<chain> with what each pass gave."""
+    return [replace(make_assessed(name, sample=name.split("_")[0]), pass_scores=given) for name, given in scores.items()]
+
+
 def test_rank_stability_by_hand() -> None:
-    """Ranks 1 2 3 against 1 3 2: rho = 1 - 6 * 2 / (3 * 8) = 0.5."""
-    pairs = {"a": (10.0, 20.0), "b": (20.0, 90.0), "c": (30.0, 40.0)}
-    assert measure_rank_stability({key: PathScore(by_pass=value) for key, value in pairs.items()}) == pytest.approx(0.5)
-    assert measure_rank_stability({"a": PathScore(by_pass=(1.0, None)), "b": PathScore(by_pass=(2.0, 3.0))}) is None, (
-        "too few common scores"
-    )
-    assert measure_rank_stability({key: PathScore(by_pass=(5.0, value[1])) for key, value in pairs.items()}) is None, "constant scores"
-    assert measure_rank_stability({key: PathScore(by_pass=value[:1]) for key, value in pairs.items()}) is None, "one pass"
-    assert measure_rank_stability({}) is None
+    """Ranks 1 2 3 against 1 3 2: rho = 1 - 6 * 2 / (3 * 8) = 0.5; a second question in the same order: mean 0.75."""
+    first = {"q0_a": (10.0, 20.0), "q0_b": (20.0, 90.0), "q0_c": (30.0, 40.0)}
+    assert measure_rank_stability(in_passes(**first)) == pytest.approx(0.5)
+    assert measure_rank_stability(in_passes(**first, q1_a=(1.0, 5.0), q1_b=(2.0, 6.0))) == pytest.approx(0.75)
+
+
+def test_rank_stability_compares_inside_questions_only() -> None:
+    """An easy and a hard question correlate perfectly over all chains although the passes disagree on both."""
+    items = in_passes(q0_a=(10.0, 12.0), q0_b=(12.0, 10.0), q1_a=(90.0, 92.0), q1_b=(92.0, 90.0))
+    assert measure_rank_stability(items) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {},
+        {"q0_a": (10.0,), "q0_b": (20.0,)},  # one pass
+        {"q0_a": (10.0, 20.0), "q1_a": (20.0, 30.0)},  # one chain per question
+        {"q0_a": (10.0, None), "q0_b": (20.0, 30.0)},  # one common score
+        {"q0_a": (10.0, 20.0), "q0_b": (10.0, 30.0)},  # a pass that tells nothing apart
+    ],
+)
+def test_rank_stability_is_not_made_up(scores: dict[str, tuple[float | None, ...]]) -> None:
+    assert measure_rank_stability(in_passes(**scores)) is None
 
 
 def exact_question() -> tuple[Sample, GroundTruth]:

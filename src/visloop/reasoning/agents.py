@@ -108,6 +108,11 @@ def read_thoughts(path: ReasoningPath) -> str | None:
     return format_thoughts(chain.steps) if chain.complete else None
 
 
+def join_replies(path: ReasoningPath) -> str:
+    """A chain as its model wrote it, for the record: its only reply, or its turns one under the other; empty without any."""
+    return "\n".join(path.replies)
+
+
 def summarize_chains(
     samples: Sequence[Sample],
     chains_by_sample: Mapping[str, Sequence[ReasoningPath]],
@@ -170,7 +175,7 @@ def _make_answer(sample: Sample, reply: ChatReply, *, path: ReasoningPath | None
         sample_id=sample.id,
         answer=answer,
         status=status,
-        chains=path.replies if path else (),
+        chains=(join_replies(path),) if path else (),
         chain_answers=(path.answer,) if path else (),
         raw=f"error: {reply.error}" if reply.finish == "error" else reply.text,
     )

@@ -29,8 +29,8 @@ class AssessmentReport:
 
     ``unjudged_answers``: paths with an answer but no verdict. ``unjudged_scores``: paths that were put to the scorer and got
     no usable score. The rates are shares of the paths with an answer and of the paths asked; ``unjudged_rate`` is the larger.
-    ``histogram``: scored paths per tenth of the range (1-10, 11-20, ... 91-100). ``rank_stability``: Spearman correlation of
-    the scores between passes, mean over pairs of passes; None with one pass or fewer than three common scores.
+    ``histogram``: scored paths per tenth of the range (1-10, 11-20, ... 91-100). ``rank_stability``: see
+    ``measure_rank_stability``.
     """
 
     paths: int
@@ -105,7 +105,7 @@ def assess_paths(
     tasks = [ScoringTask(sample=by_id[sample_id], paths=tuple(group)) for sample_id, group in by_sample.items()]
     scores = scorer.score(tasks, seed=seed, image_root=image_root) if tasks else {}
     assessed = [_assess_path(path, verdict=verdicts.get(path.id), score=scores.get(path.id), bands=config.bands) for path in paths]
-    return assessed, report_assessment(assessed, rank_stability=measure_rank_stability(scores))
+    return assessed, report_assessment(assessed)
 
 
 def _assess_path(
@@ -126,25 +126,33 @@ def _assess_path(
         first_error_step=min(errors, key=lambda step: (-errors[step], step)) if errors else None,
         band=name_band(mean, bands=bands) if mean is not None else None,
         judge_replies=replies,
+        pass_scores=score.by_pass if score else (),
     )
 
 
-def measure_rank_stability(scores: Mapping[str, PathScore]) -> float | None:
-    """Spearman correlation of the scores between passes, mean over pairs of passes; None where it is not defined."""
-    if not scores:
-        return None
-    table = np.array([score.by_pass for score in scores.values()], dtype=float)  # None becomes NaN
+def measure_rank_stability(assessed: Sequence[AssessedPath]) -> float | None:
+    """Do the passes rank the chains of a question alike? Mean Spearman correlation over questions and pairs of passes.
+
+    1: always the same order, 0: unrelated. Only questions with two or more chains that both passes scored, and not all
+    alike, say anything; None where there are none (one pass, one chain per question).
+    """
+    by_sample: dict[str, list[tuple[float | None, ...]]] = defaultdict(list)
+    for item in assessed:
+        if item.pass_scores:
+            by_sample[item.path.sample_id].append(item.pass_scores)
     values = []
-    for first, second in combinations(range(table.shape[1]), 2):
-        both = table[:, [first, second]]
-        both = both[~np.isnan(both).any(axis=1)]
-        if len(both) >= 3 and np.all(np.ptp(both, axis=0) > 0):
-            values.append(float(spearmanr(both[:, 0], both[:, 1]).statistic))
+    for rows in by_sample.values():
+        table = np.array(rows, dtype=float)  # None becomes NaN
+        for first, second in combinations(range(table.shape[1]), 2):
+            both = table[:, [first, second]]
+            both = both[~np.isnan(both).any(axis=1)]
+            if len(both) >= 2 and np.all(np.ptp(both, axis=0) > 0):
+                values.append(float(spearmanr(both[:, 0], both[:, 1]).statistic))
     return fmean(values) if values else None
 
 
-def report_assessment(assessed: Sequence[AssessedPath], *, rank_stability: float | None = None) -> AssessmentReport:
-    """Count over assessed paths, also over those of several shards together (``rank_stability`` is known per shard only)."""
+def report_assessment(assessed: Sequence[AssessedPath]) -> AssessmentReport:
+    """Count over assessed paths, also over those of several shards together."""
     answered = [item for item in assessed if item.path.status == "finished"]
     asked = [item for item in assessed if item.score_status != "not_asked"]
     scores = [item.score for item in asked if item.score is not None]
@@ -173,7 +181,7 @@ def report_assessment(assessed: Sequence[AssessedPath], *, rank_stability: float
         mean_spread=fmean(item.score_spread for item in asked if item.score_spread is not None) if scores else None,
         histogram=tuple(int(count) for count in counts),
         first_errors=_count(item.first_error_step for item in assessed),
-        rank_stability=rank_stability,
+        rank_stability=measure_rank_stability(assessed),
     )
 
 

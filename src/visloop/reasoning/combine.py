@@ -10,7 +10,7 @@ from visloop.chat.base import ChatModel
 from visloop.config import AnswerConfig, Combine
 from visloop.errors import ConfigError, DataError
 from visloop.prompts.render import PromptSet
-from visloop.reasoning.agents import summarize_chains
+from visloop.reasoning.agents import join_replies, summarize_chains
 from visloop.reasoning.score_paths import PathScorer, ScoringTask
 from visloop.records.reasoning import AgentAnswer, AnswerStatus, PathStatus, ReasoningPath, Sample
 
@@ -60,7 +60,7 @@ def vote_chain_answers(samples: Sequence[Sample], chains_by_sample: Mapping[str,
                 sample_id=sample.id,
                 answer=None if winner is None else own[winner],
                 status=_OWN_STATUS[chains[0].status] if winner is None else "ok",
-                chains=tuple(reply for path in chains for reply in path.replies),
+                chains=tuple(join_replies(path) for path in chains),
                 chain_answers=tuple(own),
                 raw="" if winner is None else "".join(chains[winner].replies[-1:]),
             )

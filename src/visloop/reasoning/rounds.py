@@ -44,11 +44,11 @@ class TrainingHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardViolation:
-    """A health limit that a round broke."""
+    """A health limit that a round broke. ``value`` and ``limit`` are None for a figure that is no finite number."""
 
     guard: Guard
-    value: float
-    limit: float
+    value: float | None
+    limit: float | None
     message: str
 
 
@@ -130,7 +130,7 @@ def check_health(
     violations = []
     for guard, value, limit, lowest, what in values:
         if not isfinite(value):
-            violations.append(GuardViolation(guard="not_finite", value=value, limit=limit, message=f"{what} is {value}, no finite number"))
+            violations.append(GuardViolation(guard="not_finite", value=None, limit=None, message=f"{what} is {value}, no finite number"))
         elif value < limit if lowest else value > limit:
             relation = "under the least" if lowest else "over the most"
             violations.append(

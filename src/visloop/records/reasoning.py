@@ -78,7 +78,8 @@ class AssessedPath:
     """A path with its two grains of assessment: the verdict on its answer and its score 1-100 (Insight-V 3.2).
 
     ``rule_verdict`` and ``judge_verdict`` are kept beside the combined ``verdict``. ``score`` is the mean over the
-    passes, ``score_spread`` their range; ``band`` is the name of the score band from the config.
+    passes, ``score_spread`` their range, ``pass_scores`` what each pass gave (None: nothing usable); ``band`` is the name of
+    the score band from the config. ``first_error_step`` counts from 1; one past the last step means that steps are missing.
     """
 
     path: ReasoningPath
@@ -91,6 +92,7 @@ class AssessedPath:
     first_error_step: int | None
     band: str | None
     judge_replies: tuple[str, ...] = ()
+    pass_scores: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
