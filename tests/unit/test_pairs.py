@@ -145,6 +145,27 @@ def test_a_text_is_rejected_once_and_never_both_chosen_and_rejected() -> None:
     assert set(rejected).isdisjoint(pair.chosen for pair in pairs)
 
 
+@pytest.mark.parametrize(("score", "kept"), [(5.0, ("g60", "long")), (35.0, ("g100", "g60"))])
+def test_a_chain_between_two_others_takes_one_side_only(score: float, kept: tuple[str, str]) -> None:
+    """The best chain is too short for the worst one; the middle one could be rejected to it and chosen over that one."""
+    items = [
+        good("g100", 100.0, texts=("s", "so")),
+        good("g60", 60.0, texts=("middle " * 10, "so")),
+        bad("long", score, texts=("long " * 50, "so")),
+    ]
+    assert names(pair_up(items, strategy="margin", max_pairs_per_question=9)[0]) == [kept]
+
+
+def test_the_lowest_correct_chain_is_rejected_first() -> None:
+    items = [good("g90", 90.0), good("g40", 40.0), good("g20", 20.0)]
+    assert names(pair_up(items, max_pairs_per_question=9)[0]) == [("g90", "g20"), ("g90", "g40")]
+
+
+def test_the_turns_of_a_generator_are_never_a_rejected_text() -> None:
+    turns = make_assessed("m", verdict="unjudged", score=None, status="unparsable", answer=None, replies=(RAW, RAW))
+    assert pair_up([good("g"), turns])[1].no_pair_counts == {"all_correct": 1}
+
+
 def test_order_of_the_chains_does_not_matter() -> None:
     items = [good(f"g{index}", 80.0) for index in range(4)] + [bad(f"b{index}", 10.0) for index in range(4)]
     for strategy in PairStrategy:

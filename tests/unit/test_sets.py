@@ -170,6 +170,7 @@ def test_kinds_hold_what_their_names_say() -> None:
 def test_flawed_chains_come_from_every_band_in_turn() -> None:
     examples, _ = summary(9, shares={"flawed": 1.0})
     assert Counter(example.band for example in examples) == {"high": 3, "mid": 3, "low": 3}
+    assert not any("best" in str(example.path_id) for example in examples), "the best chain of a question is not flawed"
 
 
 def test_one_chain_of_every_question_before_a_second_one() -> None:
