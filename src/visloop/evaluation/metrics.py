@@ -9,16 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from visloop.errors import ConfigError, DataError
+from visloop.errors import DataError
+from visloop.evaluation.resampling import (
+    Floats,
+    GroupedValues,
+    Stratum,
+    bootstrap_means,
+    bootstrap_strata,
+    check_levels,
+    find_percentiles,
+    find_wilson,
+)
 from visloop.ids import seed_for
 from visloop.records.reasoning import Prediction
 
-Floats = NDArray[np.float64]
-
-_MAX_CELLS = 1 << 22
 _POINT_METRICS = frozenset({"path_score", "mme", "mme_perception", "mme_cognition", "ocrbench"})
 
 
@@ -91,15 +97,15 @@ def read_outcomes(predictions: Sequence[Prediction], *, metric: str = "accuracy"
 def measure_outcomes(outcomes: Outcomes, *, confidence: float = 0.95, bootstrap_samples: int = 2000, seed: int = 0) -> Row:
     """Mean with its interval. Wilson for independent 0/1 values of a fraction; where a clustered proportion is exactly 0 or 1 the
     bootstrap says nothing, and Wilson over the number of groups is given instead."""
-    _check_levels(confidence, bootstrap_samples)
+    check_levels(confidence, bootstrap_samples)
     values, groups = outcomes.values, len(set(outcomes.groups))
     value = float(values.mean())
     binary = is_percentage(outcomes.metric) and bool(np.isin(values, (0.0, 1.0)).all())
     if binary and (groups == len(values) or value in (0.0, 1.0)):
-        low, high = _wilson(round(value * groups), groups, confidence)
+        low, high = find_wilson(round(value * groups), groups, confidence)
     else:
-        draws = _bootstrap_means([outcomes], bootstrap_samples, seed_for(seed, "bootstrap", outcomes.name, outcomes.metric))
-        low, high = _percentiles(draws, confidence, value)
+        draws = bootstrap_means([_group(outcomes)], bootstrap_samples, seed_for(seed, "bootstrap", outcomes.name, outcomes.metric))
+        low, high = find_percentiles(draws, confidence, value)
     return Row(outcomes.name, outcomes.metric, value, low, high, len(values))
 
 
@@ -116,12 +122,12 @@ def measure_consistency(predictions: Sequence[Prediction], *, name: str | None =
     Wilson's interval over groups; ``n`` is the number of groups.
     """
     outcomes = read_outcomes(predictions, name=name)
-    _check_levels(confidence, 1)
+    check_levels(confidence, 1)
     right: dict[str, bool] = {}
     for group, value in zip(outcomes.groups, outcomes.values, strict=True):
         right[group] = right.get(group, True) and bool(value == 1.0)
     hits = sum(right.values())
-    low, high = _wilson(hits, len(right), confidence)
+    low, high = find_wilson(hits, len(right), confidence)
     return Row(outcomes.name, "consistency", hits / len(right), low, high, len(right))
 
 
@@ -141,6 +147,17 @@ def measure_families(
         named = Outcomes(part.name, f"{metric}/{family}", part.sample_ids, part.groups, part.values)
         rows.append(measure_outcomes(named, confidence=confidence, bootstrap_samples=bootstrap_samples, seed=seed))
     return rows
+
+
+def measure_strata(
+    strata: Sequence[Stratum], *, name: str, metric: str, confidence: float = 0.95, bootstrap_samples: int = 2000, seed: int = 0
+) -> Row:
+    """The weighted sum of the strata's means (a benchmark's total over its categories) with a stratified bootstrap interval."""
+    check_levels(confidence, bootstrap_samples)
+    draws = bootstrap_strata(strata, bootstrap_samples, seed_for(seed, "strata", name, metric))
+    value = float(sum(stratum.weight * stratum.values.mean() for stratum in strata))
+    low, high = find_percentiles(draws, confidence, value)
+    return Row(name, metric, value, low, high, sum(len(stratum.values) for stratum in strata))
 
 
 def subtract_outcomes(a: Outcomes, b: Outcomes) -> Outcomes:
@@ -169,11 +186,11 @@ def subtract_outcomes(a: Outcomes, b: Outcomes) -> Outcomes:
 
 def compare_outcomes(a: Outcomes, b: Outcomes, *, confidence: float = 0.95, bootstrap_samples: int = 2000, seed: int = 0) -> Paired:
     """Paired difference a - b with the cluster bootstrap's percentile interval."""
-    _check_levels(confidence, bootstrap_samples)
+    check_levels(confidence, bootstrap_samples)
     difference = subtract_outcomes(a, b)
     value = float(difference.values.mean())
-    draws = _bootstrap_means([difference], bootstrap_samples, seed_for(seed, "paired", a.name, b.name, a.metric))
-    low, high = _percentiles(draws, confidence, value)
+    draws = bootstrap_means([_group(difference)], bootstrap_samples, seed_for(seed, "paired", a.name, b.name, a.metric))
+    low, high = find_percentiles(draws, confidence, value)
     return Paired(a.name, b.name, a.metric, value, low, high, len(difference.values))
 
 
@@ -202,13 +219,13 @@ def combine_seeds(
     Raises:
         DataError: no run, or runs of different metrics.
     """
-    _check_levels(confidence, bootstrap_samples)
+    check_levels(confidence, bootstrap_samples)
     if not runs or len({run.metric for run in runs}) != 1:
         raise DataError(f"combine_seeds needs one or more runs of one metric, got {[run.metric for run in runs]}")
     label = name or runs[0].name
     value = float(np.mean([run.values.mean() for run in runs]))
-    draws = _bootstrap_means(runs, bootstrap_samples, seed_for(seed, "seeds", label, runs[0].metric))
-    low, high = _percentiles(draws, confidence, value)
+    draws = bootstrap_means([_group(run) for run in runs], bootstrap_samples, seed_for(seed, "seeds", label, runs[0].metric))
+    low, high = find_percentiles(draws, confidence, value)
     return Row(label, runs[0].metric, value, low, high, sum(len(run.values) for run in runs))
 
 
@@ -227,60 +244,5 @@ def compare_seeds(
     return Paired(a[0].name, b[0].name, row.metric, row.value, row.low, row.high, row.n)
 
 
-def _check_levels(confidence: float, bootstrap_samples: int) -> None:
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"evaluation.confidence: {confidence} is not between 0 and 1")
-    if bootstrap_samples < 1:
-        raise ConfigError(f"evaluation.bootstrap_samples: {bootstrap_samples}; at least 1 is needed")
-
-
-def _wilson(hits: int, total: int, confidence: float) -> tuple[float, float]:
-    interval = binomtest(hits, total).proportion_ci(confidence_level=confidence, method="wilson")
-    # rounding can leave the ends a hair inside the estimate at 0 and 1
-    return min(float(interval.low), hits / total), max(float(interval.high), hits / total)
-
-
-def _percentiles(draws: Floats, confidence: float, value: float) -> tuple[float, float]:
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(draws, [tail, 1.0 - tail])
-    return min(float(low), value), max(float(high), value)
-
-
-def _sum_groups(run: Outcomes) -> tuple[list[str], Floats, Floats]:
-    names, codes = np.unique(np.asarray(run.groups, dtype=object).astype(str), return_inverse=True)
-    counts = np.bincount(codes).astype(np.float64)
-    return names.tolist(), np.bincount(codes, weights=run.values).astype(np.float64), counts
-
-
-def _draw_ratios(sums: Floats, counts: Floats, draws: int, rng: np.random.Generator) -> Floats:
-    """Means (draws, runs) under redrawn groups. ``sums`` and ``counts``: (runs, groups); the runs share each draw."""
-    groups = sums.shape[1]
-    parts = []
-    for start in range(0, draws, max(1, _MAX_CELLS // groups)):
-        size = min(draws - start, max(1, _MAX_CELLS // groups))
-        picked = rng.integers(groups, size=(size, groups)) + np.arange(size)[:, None] * groups
-        weights = np.bincount(picked.ravel(), minlength=size * groups).reshape(size, groups).astype(np.float64)
-        parts.append((weights @ sums.T) / (weights @ counts.T))
-    return np.concatenate(parts)
-
-
-def _bootstrap_means(runs: Sequence[Outcomes], draws: int, seed: int) -> Floats:
-    """``draws`` bootstrap means over seeds and groups; one run is the plain cluster bootstrap."""
-    rng = np.random.default_rng(seed)
-    grouped = [_sum_groups(run) for run in runs]
-    seeds = len(runs)
-    chosen = rng.integers(seeds, size=(draws, seeds))
-    if all(names == grouped[0][0] for names, _, _ in grouped):
-        ratios = _draw_ratios(np.stack([sums for _, sums, _ in grouped]), np.stack([counts for _, _, counts in grouped]), draws, rng)
-        return _average_seeds(np.take_along_axis(ratios, chosen, axis=1))
-    means = np.empty((draws, seeds))
-    for position in range(seeds):
-        for index, (_, sums, counts) in enumerate(grouped):
-            rows = chosen[:, position] == index
-            if rows.any():
-                means[rows, position] = _draw_ratios(sums[None], counts[None], int(rows.sum()), rng)[:, 0]
-    return _average_seeds(means)
-
-
-def _average_seeds(means: Floats) -> Floats:
-    return np.asarray(means.mean(axis=1), dtype=np.float64)
+def _group(outcomes: Outcomes) -> GroupedValues:
+    return GroupedValues(outcomes.groups, outcomes.values)
