@@ -1,0 +1,260 @@
+"""DVC in small projects of their own: what a run by hand leaves is recorded, and a clone gets the same bytes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows._entry import compose_config
+from flows._environment import PROJECT_ROOT
+from flows._versioning import (
+    FLOW_STAGES,
+    called_by_dvc,
+    find_project,
+    push_outs,
+    read_overrides,
+    record_flow,
+    record_outs,
+    run_dvc,
+    set_scm,
+)
+from visloop.config import Config
+from visloop.errors import ConfigError, DataError
+from visloop.ids import hash_tree
+
+STAGES = """
+stages:
+  generation:
+    cmd: '"{python}" flow.py raw ${{overrides}}'
+    deps: [flow.py]
+    outs: [data/raw]
+  rounds:
+    foreach:
+      1: {{after: data/raw}}
+      2: {{after: data/rounds/1}}
+    do:
+      cmd: '"{python}" flow.py rounds/${{key}} ${{overrides}}'
+      deps:
+        - flow.py
+        - ${{item.after}}
+      outs:
+        - data/rounds/${{key}}
+"""
+
+FLOW = """
+import os, pathlib, sys
+name = sys.argv[1]
+folder = pathlib.Path("data") / name
+folder.mkdir(parents=True, exist_ok=True)
+for number in range(3):
+    (folder / f"{number}.jsonl").write_text(f"{name} {number} {sys.argv[2:]}\\n")
+with open("calls.log", "a") as log:
+    print(name, os.environ.get("DVC_STAGE", "by hand"), file=log)
+"""
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A git repository with the project's own DVC settings and a flow of two kinds of stage."""
+    root = tmp_path / "project"
+    root.mkdir()
+    shutil.copytree(
+        PROJECT_ROOT / ".dvc", root / ".dvc", ignore=lambda _, names: [name for name in names if name in ("tmp", "cache", "config.local")]
+    )
+    shutil.copy(PROJECT_ROOT / ".dvcignore", root / ".dvcignore")
+    (root / "dvc.yaml").write_text(STAGES.format(python=sys.executable))
+    (root / "params.yaml").write_text("overrides: ''\n")
+    (root / "flow.py").write_text(FLOW)
+    (root / ".gitignore").write_text("/data/\n/.dvc-remote/\ncalls.log\n")
+    git(root, "init", "-q")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "project")
+    return root
+
+
+def run_by_hand(root: Path, *names: str) -> None:
+    for name in names:
+        subprocess.run([sys.executable, "flow.py", name], cwd=root, check=True)
+
+
+def read_calls(root: Path) -> list[str]:
+    return (root / "calls.log").read_text().splitlines() if (root / "calls.log").is_file() else []
+
+
+def read_status(root: Path) -> dict[str, object]:
+    status: dict[str, object] = json.loads(run_dvc("status", "--json", root=root))
+    return status
+
+
+def test_run_by_hand_leaves_nothing_to_repro(project: Path) -> None:
+    """Outputs made without DVC are recorded: the status is clean, `dvc repro` calls nothing, git sees only the lock file."""
+    run_by_hand(project, "raw", "rounds/1", "rounds/2")
+    before = hash_tree([project / "data"])
+    assert read_status(project)
+    recorded = record_outs(["generation", "rounds"], root=project)
+    assert recorded.state == "recorded" and recorded.stages == ("generation", "rounds")
+    assert read_status(project) == {}
+    run_dvc("repro", root=project)
+    assert read_calls(project) == ["raw by hand", "rounds/1 by hand", "rounds/2 by hand"]
+    assert hash_tree([project / "data"]) == before
+    assert git(project, "status", "--porcelain").split() == ["??", "dvc.lock"]
+
+
+def test_repro_from_fresh_then_rerun_by_hand_is_clean(project: Path) -> None:
+    run_dvc("repro", root=project)
+    assert read_calls(project) == ["raw generation", "rounds/1 rounds@1", "rounds/2 rounds@2"]
+    lock = (project / "dvc.lock").read_bytes()
+    run_by_hand(project, "raw")
+    record_outs(["generation"], root=project)
+    assert (project / "dvc.lock").read_bytes() == lock and read_status(project) == {}
+
+
+def test_changed_output_is_recorded_and_what_follows_is_due(project: Path) -> None:
+    run_by_hand(project, "raw", "rounds/1", "rounds/2")
+    record_outs(["generation", "rounds"], root=project)
+    (project / "data/raw/0.jsonl").write_text("other\n")
+    assert set(read_status(project)) == {"generation", "rounds@1"}
+    record_outs(["generation"], root=project)
+    assert set(read_status(project)) == {"rounds@1"}
+    run_dvc("repro", root=project)
+    assert read_calls(project)[3:] == ["rounds/1 rounds@1"]
+
+
+def test_clone_pulls_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    """The default remote is a folder of the project; a clone that is pointed at it gets every output back."""
+    run_by_hand(project, "raw", "rounds/1", "rounds/2")
+    record_outs(["generation", "rounds"], root=project)
+    push_outs(root=project)
+    git(project, "add", "-A")
+    git(project, "commit", "-q", "-m", "data")
+    assert (project / ".dvc-remote/files/md5").is_dir()
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(project), str(clone))
+    assert not (clone / "data").exists()
+    run_dvc("config", "--local", "remote.local.url", str(project / ".dvc-remote"), root=clone)
+    run_dvc("pull", root=clone)
+    assert hash_tree([clone / "data"]) == hash_tree([project / "data"])
+    assert read_status(clone) == {}
+    run_dvc("repro", root=clone)
+    assert read_calls(clone) == []
+
+
+def test_project_without_git_is_recorded_too(project: Path) -> None:
+    """An unpacked archive: DVC is told once, in the local settings, that there is no git; with git again the mark goes."""
+    shared = (project / ".dvc/config").read_bytes()
+    shutil.rmtree(project / ".git")
+    run_by_hand(project, "raw", "rounds/1", "rounds/2")
+    record_outs(["generation", "rounds"], root=project)
+    assert read_status(project) == {} and "no_scm = true" in (project / ".dvc/config.local").read_text()
+    git(project, "init", "-q")
+    set_scm(project)
+    assert "no_scm" not in (project / ".dvc/config.local").read_text()
+    assert (project / ".dvc/config").read_bytes() == shared and read_status(project) == {}
+
+
+def test_missing_output_and_unknown_stage_are_named(project: Path) -> None:
+    run_by_hand(project, "raw", "rounds/1")
+    with pytest.raises(DataError, match="rounds/2"):
+        record_outs(["rounds"], root=project)
+    with pytest.raises(DataError, match="nonsense"):
+        record_outs(["nonsense"], root=project)
+
+
+def test_quarantine_and_work_in_progress_are_not_versioned(project: Path) -> None:
+    run_by_hand(project, "raw", "rounds/1", "rounds/2")
+    record_outs(["generation", "rounds"], root=project)
+    for name in ("quarantine/pairs.jsonl", ".stage/build/x"):
+        path = project / "data/rounds/1" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    assert read_status(project) == {}
+
+
+def test_another_dvc_process_is_waited_for(project: Path) -> None:
+    """While `dvc repro` works on the same stage, recording waits for it and does not fail."""
+    slow = (project / "flow.py").read_text() + "\nimport time; time.sleep(4)\n"
+    (project / "flow.py").write_text(slow)
+    thread = threading.Thread(target=lambda: run_dvc("repro", "generation", root=project))
+    thread.start()
+    while not read_calls(project):
+        time.sleep(0.1)
+    started = time.perf_counter()
+    record_outs(["generation"], root=project)
+    waited = time.perf_counter() - started
+    thread.join()
+    assert waited > 3 and set(read_status(project)) == {"rounds@1", "rounds@2"}
+
+
+def test_flow_is_recorded_only_with_the_settings_of_repro(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    config = compose_config()
+    run_by_hand(project, "raw", "rounds/1", "rounds/2")
+    assert record_flow("generation", config).stages == ("generation",)
+    one = replace(config, rounds=replace(config.rounds, only=1))
+    assert record_flow("dpo_rounds", one).stages == ("rounds@1",)
+    assert set(read_status(project)) == {"rounds@2"}
+
+    other = record_flow("dpo_rounds", replace(config, seed=7))
+    assert other.state == "other_settings" and "params.yaml" in other.message
+    assert set(read_status(project)) == {"rounds@2"}
+    (project / "params.yaml").write_text("overrides: seed=7\n")
+    assert record_flow("dpo_rounds", replace(config, seed=7)).state == "recorded"
+    assert record_flow("dpo_rounds", config).state == "other_settings"
+    assert "seed=7" in (project / "dvc.lock").read_text()
+
+
+def test_flow_called_by_dvc_leaves_the_recording_to_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_STAGE", "generation")
+    assert called_by_dvc()
+    assert record_flow("generation", compose_config()).state == "by_dvc"
+    assert not (project / "dvc.lock").exists()
+
+
+def test_folder_outside_of_a_project_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_project(tmp_path) is None
+    assert record_flow("generation", Config()).state == "no_project"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_params_are_named(project: Path) -> None:
+    for text in ("", "other: 1\n", "overrides: [a\n", "overrides: 3\n", 'overrides: "\'"\n'):
+        (project / "params.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"params\.yaml"):
+            read_overrides(project)
+    (project / "params.yaml").write_text("overrides: experiment=smoke 'data.root=a b'\n")
+    assert read_overrides(project) == ["experiment=smoke", "data.root=a b"]
+
+
+def test_the_project_s_stages_are_those_of_the_flows() -> None:
+    """`dvc.yaml` resolves, calls every flow, and every stage belongs to the flow that its command starts."""
+    listed = _list_stages()
+    assert {name.split("@")[0] for name in listed} == set(FLOW_STAGES["pipeline"])
+    config = compose_config(read_overrides(PROJECT_ROOT))
+    assert sorted(name for name in listed if name.startswith("rounds@")) == [f"rounds@{k}" for k in range(config.rounds.rounds + 1)]
+    for flow, stages in FLOW_STAGES.items():
+        for stage in stages if flow != "pipeline" else ():
+            commands = [command for name, command in listed.items() if name.split("@")[0] == stage]
+            assert commands and all(command.startswith(f"python -m flows.{flow}") for command in commands)
+
+
+def _list_stages() -> dict[str, str]:
+    script = "import json; from dvc.repo import Repo; print(json.dumps({s.name: s.cmd for s in Repo('.').index.stages}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True, env={**os.environ})
+    stages: dict[str, str] = json.loads(done.stdout)
+    return stages
