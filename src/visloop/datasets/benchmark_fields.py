@@ -82,6 +82,8 @@ def _is_given(value: Any) -> bool:
 
 
 def _ask(question: str, options: Sequence[str], instruction: str) -> str:
+    if not question.strip():
+        raise DataError("the question is empty")
     parts = [question.strip(), list_options(options) if options else "", instruction]
     return "\n".join(part for part in parts if part)
 

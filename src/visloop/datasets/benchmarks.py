@@ -76,8 +76,10 @@ def read_benchmark(
             items.append(_make_item(name, draft, base=where, out=out, prefix=prefix, limits=limits))
         except KeyError as error:
             report.skip(where.label, f"no field {error}; found {', '.join(sorted(row))}")
-        except (DataError, ValueError, TypeError, SyntaxError) as error:
+        except DataError as error:
             report.skip(where.label, str(error))
+        except (ValueError, TypeError, AttributeError) as error:
+            report.skip(where.label, f"a field has an unexpected type or value: {error}")
         else:
             report.kept += 1
     report.check_rate(f"benchmark {name}", limit=max_skip_rate)
