@@ -57,7 +57,7 @@ def mount() -> Iterator[Mount]:
     opened: list[TransformersChat] = []
 
     def open_one(folder: Path, *, reuse: bool = True, generate: bool = False, **values: Any) -> TransformersChat:
-        chat = TransformersChat(ChatConfig(model=str(folder), **{"batch_size": 64, **values}), reuse_prefixes=reuse)
+        chat = TransformersChat(ChatConfig(model=str(folder), **{"batch_size": 64, **values}), keep_bytes=None if reuse else 0)
         if generate:
             decoder = chat._decoder
             assert isinstance(decoder, RowDecoder)
@@ -260,15 +260,48 @@ def test_logits_of_a_continued_row_are_those_of_a_full_pass(folder: Path, pictur
     requests = [request for request in ask(pictures, count=20) if len(request.messages[0].images) == 1]
     later = follow_up(requests, chat.reply(requests, sampling=SAMPLED))
     prompts = [chat._encoder.render_prompt(request) for request in later]
-    matches = [decoder._find_prefix(prompt) for prompt in prompts]
-    assert None not in matches
+    decoder.start_call()
+    matches = decoder._store.match_prompts(prompts)
+    assert len(matches) == len(prompts)
     with torch.inference_mode():
-        continued = decoder._continue_rows([(prompt, *match) for prompt, match in zip(prompts, matches, strict=True) if match])
-        assert continued is not None
-        for prompt, logits in zip(prompts, continued[2], strict=True):
-            inputs = chat._encoder.encode_prompts([prompt], device=torch.device("cpu"), dtype=torch.float32)
+        batch, logits_of_rows = decoder._continue_rows(prompts, matches)
+        for row, logits in zip(batch.rows, logits_of_rows, strict=True):
+            inputs = chat._encoder.encode_prompts([row.prompt], device=torch.device("cpu"), dtype=torch.float32)
             full = decoder._model(**inputs).logits[0, -1]
             torch.testing.assert_close(logits, full, rtol=1e-4, atol=2e-4)
+
+
+def test_chains_that_wait_and_several_batches_keep_their_prefix(
+    llava: Path, pictures: list[Path], mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in generation: 30 chains in batches of 8, each leaves the stepping turns at its own time, all finals come last."""
+    reusing, plain = mount(llava, batch_size=8), mount(llava, batch_size=8, reuse=False)
+    seen = count_pictures_seen(reusing, monkeypatch)
+    live, waiting = ask(pictures, count=30), []
+    pictures_once = sum(len(request.messages[0].images) for request in live)
+    for turn in range(4):
+        replies = reusing.reply(live, sampling=SAMPLED)
+        assert replies == plain.reply(live, sampling=SAMPLED)
+        live = follow_up(live, replies)
+        waiting += live[turn % 3 :: 3]
+        live = [request for request in live if request not in waiting]
+    assert reusing.reply(waiting + live, sampling=GREEDY) == plain.reply(waiting + live, sampling=GREEDY)
+    assert 0 < sum(seen) <= pictures_once
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 20_000, 200_000])
+def test_kept_memory_is_bounded(llava: Path, pictures: list[Path], keep_bytes: int) -> None:
+    chat = TransformersChat(ChatConfig(model=str(llava), batch_size=4), keep_bytes=keep_bytes)
+    decoder = chat._decoder
+    assert isinstance(decoder, RowDecoder)
+    requests = ask(pictures, count=20)
+    kept = []
+    for _ in range(3):
+        requests = follow_up(requests, chat.reply(requests, sampling=SAMPLED))
+        kept.append(sum(batch.cache.count_bytes() for batch in decoder._store._current))
+    assert max(kept) <= keep_bytes
+    assert (max(kept) > 0) == (keep_bytes == 200_000) or keep_bytes == 20_000
+    chat.close()
 
 
 def test_equal_prompts_are_encoded_once(llava: Path, pictures: list[Path], mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ _TAIL_TOKENS = 4
 class Prompt:
     """One rendered conversation. ``ids`` has one placeholder per picture; ``pictures`` are named by ``picture_keys``."""
 
+    id: str
     text: str
     ids: tuple[int, ...]
     pictures: tuple[Image.Image, ...] = field(repr=False)
@@ -59,7 +60,7 @@ class ConversationEncoder:
             raise DataError(f"request {request.id}: the chat template of {self._name} refuses the conversation: {error}") from error
         ids = self.tokenizer(text, add_special_tokens=self._adds_special(text))["input_ids"]
         keys = tuple(f"{path}:{stamp_file(path)}" for path in files)
-        return Prompt(text=text, ids=tuple(ids), pictures=pictures, picture_keys=keys, seed=request.seed)
+        return Prompt(id=request.id, text=text, ids=tuple(ids), pictures=pictures, picture_keys=keys, seed=request.seed)
 
     def encode_prompts(self, prompts: Sequence[Prompt], *, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Model inputs of several prompts, all with or all without pictures; padded on the left.

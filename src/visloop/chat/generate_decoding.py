@@ -9,8 +9,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from visloop.chat.base import Sampling
 from visloop.chat.conversations import ConversationEncoder, Prompt
+from visloop.chat.decoding import Decoded
 from visloop.chat.keyed_sampling import KeyedSampler
-from visloop.chat.row_decoding import Decoded
 from visloop.errors import DataError
 
 
@@ -41,17 +41,22 @@ class GenerateDecoder:
     def __init__(self, model: Any, encoder: ConversationEncoder, *, end_ids: frozenset[int], limit: int | None) -> None:
         self._model, self._encoder, self._end_ids, self._limit = model, encoder, end_ids, limit
 
+    def start_call(self) -> None:
+        """Nothing to prepare."""
+
+    def order_prompts(self, prompts: Sequence[Prompt]) -> list[int]:
+        """By length, which saves padding."""
+        return sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
+
+    def end_call(self) -> None:
+        """Nothing is kept between calls."""
+
     def forget(self) -> None:
-        """Nothing is kept between batches."""
+        """Nothing is kept between calls."""
 
     @torch.inference_mode()
     def decode(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Decoded]:
-        """One reply per prompt, in order; prompts with and without pictures are decoded apart.
-
-        Raises:
-            DataError: the processor refuses one of the prompts, or one is longer than the model takes.
-            ModelError: the logits are not finite.
-        """
+        """As ``Decoder.decode``; prompts with and without pictures are decoded apart."""
         found: dict[int, Decoded] = {}
         for pictured in (True, False):
             group = [index for index, prompt in enumerate(prompts) if bool(prompt.pictures) is pictured]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_SPARE_COLUMNS = 64
+_SPARE_COLUMNS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,11 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.keys = key_states.new_zeros(rows, heads, 0, width)
         self.values = value_states.new_zeros(rows, heads, 0, value_states.shape[-1])
         self.is_initialized = True
+
+    def fill(self, keys: Tensor, values: Tensor) -> None:
+        """Take ``keys`` and ``values`` as one's own."""
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
 
     def reserve(self, columns: int) -> None:
         """Make room for ``columns`` columns. New room is zero: masked cells still enter the matrix products."""
@@ -109,14 +114,19 @@ class RowCache(Cache):
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, torch.finfo(self._dtype).min)
         return columns, mask[:, None]
 
-    def pick_slots(self, slots: Sequence[int]) -> None:
-        """Keep ``slots``, in that order; a slot may be named several times (copies) or not at all (dropped)."""
+    def pick_slots(self, slots: Sequence[int]) -> "RowCache":
+        """A cache of ``slots``, in that order: itself if these are all its slots as they stand, else a copy without spare room.
+
+        A slot may be named several times.
+        """
         if list(slots) == list(range(len(self.lengths))):
-            return
-        index = torch.tensor(list(slots), device=self._device)
-        self.lengths = [self.lengths[slot] for slot in slots]
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
+            return self
+        picked = RowCache(layers=len(self.layers), rows=0, device=self._device, dtype=self._dtype)
+        picked.lengths = [self.lengths[slot] for slot in slots]
+        index, longest = torch.tensor(list(slots), device=self._device), max(picked.lengths)
+        for layer, source in zip(picked.layers, self.layers, strict=True):
+            layer.fill(source.keys[:, :, :longest].index_select(0, index), source.values[:, :, :longest].index_select(0, index))
+        return picked
 
     def swap_slots(self, first: Sequence[int], second: Sequence[int]) -> None:
         """Exchange slot ``first[k]`` with slot ``second[k]`` for every k; the two lists share no slot."""
@@ -136,3 +146,7 @@ class RowCache(Cache):
             more.reserve(columns)
             layer.keys, layer.values = torch.cat([layer.keys, more.keys]), torch.cat([layer.values, more.values])
         self.lengths += other.lengths
+
+    def count_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)

@@ -6,17 +6,17 @@ of one question) are encoded once. A row that has finished leaves the computatio
 All three are exact: a row's keys and values depend on its own tokens only, and its draws on its own seed.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from visloop.chat.base import Finish, Sampling
+from visloop.chat.base import Sampling
 from visloop.chat.conversations import ConversationEncoder, Prompt
+from visloop.chat.decoding import Decoded
 from visloop.chat.keyed_sampling import KeyedSampler
+from visloop.chat.prefix_store import Batch, Match, PrefixStore, Row
 from visloop.chat.row_cache import RowCache
 from visloop.errors import DataError
 
@@ -24,33 +24,6 @@ _FAMILIES = frozenset({"llava", "llava_next", "idefics3", "smolvlm"})
 _MASKED_ATTENTION = frozenset({"sdpa", "eager"})
 _DONE_SHARE = 0.25
 """Finished rows are moved out of the computation when they are this share of it: moving costs about one step."""
-
-
-@dataclass(slots=True)
-class Decoded:
-    """What one row wrote. ``ids`` ends with the end-of-sequence token when ``finish`` is "stop" for that reason."""
-
-    ids: list[int]
-    finish: Finish
-    prompt_tokens: int
-
-
-@dataclass(slots=True)
-class _Row:
-    """One conversation while it is decoded, and afterwards as what lies in the cache.
-
-    ``tokens``: ids whose keys and values are in the cache, pictures as single placeholders. ``expansion``: how many more
-    columns the pictures take. ``first_free``: number of leading tokens that must be shared for the pictures to be
-    shared too (None: never reuse this row). ``room``: new tokens until the model's limit of positions.
-    """
-
-    prompt: Prompt
-    tokens: list[int]
-    expansion: int
-    first_free: int | None
-    room: int | None = None
-    new: list[int] = field(default_factory=list)
-    finish: Finish | None = None
 
 
 def supports_row_cache(config: Any) -> bool:
@@ -69,96 +42,84 @@ def supports_row_cache(config: Any) -> bool:
 
 
 class RowDecoder:
-    """Decodes for one model; remembers the rows of its last batch until ``forget``."""
+    """Decodes for one model, and keeps what it decoded for later calls, up to ``keep_bytes`` of keys and values."""
 
-    def __init__(self, model: Any, encoder: ConversationEncoder, *, end_ids: frozenset[int], limit: int | None) -> None:
+    def __init__(self, model: Any, encoder: ConversationEncoder, *, end_ids: frozenset[int], limit: int | None, keep_bytes: int) -> None:
         self._model, self._encoder, self._end_ids, self._limit = model, encoder, end_ids, limit
-        self._text = model.config.get_text_config()
+        self._layers = model.config.get_text_config().num_hidden_layers
         self._picture_id = getattr(model.config, "image_token_id", None)
-        self._cache: RowCache | None = None
-        self._rows: list[_Row] = []
+        self._store = PrefixStore(keep_bytes=keep_bytes)
+
+    def start_call(self) -> None:
+        """As ``PrefixStore.start_call``."""
+        self._store.start_call()
+
+    def end_call(self) -> None:
+        """As ``PrefixStore.end_call``."""
+        self._store.end_call()
 
     def forget(self) -> None:
-        """Free the remembered cache."""
-        self._cache, self._rows = None, []
+        """Free all kept caches."""
+        self._store.forget()
+
+    def order_prompts(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Known conversations as they lie in the caches, then new ones by length, which saves padding."""
+        matches = self._store.match_prompts(prompts)
+        fresh = sorted(set(range(len(prompts))) - set(matches), key=lambda index: len(prompts[index].ids))
+        return self._store.sort_matches(matches) + fresh
 
     @torch.inference_mode()
     def decode(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Decoded]:
-        """One reply per prompt, in order.
-
-        Raises:
-            DataError: the processor refuses one of the prompts.
-            ModelError: the logits are not finite.
-        """
-        matches = [self._find_prefix(prompt) for prompt in prompts]
-        known = [index for index, match in enumerate(matches) if match is not None]
-        groups = [
-            [index for index, match in enumerate(matches) if match is None and bool(prompts[index].pictures) is pictured]
-            for pictured in (True, False)
-        ]
-        parts = [self._continue_rows([(prompts[index], *match) for index in known if (match := matches[index]) is not None])]
-        parts += [self._start_rows([prompts[index] for index in group]) for group in groups if group]
-        (cache, rows, logits), *others = [part for part in parts if part is not None]
-        for more_cache, more_rows, more_logits in others:
-            cache.join_rows(more_cache)
-            rows += more_rows
-            logits = torch.cat([logits, more_logits])
-        written = dict(zip([*known, *groups[0], *groups[1]], rows, strict=True))
-        self._write_replies(rows, cache, logits, sampling=sampling)
-        self._cache, self._rows = cache, rows
+        """As ``Decoder.decode``."""
+        matches = self._store.match_prompts(prompts)
+        parts = [self._continue_rows(prompts, matches)] if matches else []
+        for pictured in (True, False):
+            group = [index for index, prompt in enumerate(prompts) if index not in matches and bool(prompt.pictures) is pictured]
+            parts += [self._start_rows(prompts, group)] if group else []
+        (batch, logits), *others = parts
+        for other, more in others:
+            batch.cache.join_rows(other.cache)
+            batch.rows += other.rows
+            logits = torch.cat([logits, more])
+        self._write_replies(batch.rows, batch.cache, logits, sampling=sampling)
+        self._store.add_batch(batch)
         return [
             Decoded(ids=row.new, finish=row.finish or "length", prompt_tokens=len(row.prompt.ids) + row.expansion)
-            for _, row in sorted(written.items())
+            for row in sorted(batch.rows, key=lambda row: row.index)
         ]
 
-    def _find_prefix(self, prompt: Prompt) -> tuple[int, int] | None:
-        """The remembered slot that shares most with ``prompt``, all its pictures included, and how many tokens they share."""
-        best: tuple[int, int] | None = None
-        for slot, row in enumerate(self._rows):
-            if row.first_free is None or row.prompt.picture_keys != prompt.picture_keys:
-                continue
-            if prompt.ids[: len(row.tokens)] == tuple(row.tokens):
-                shared = len(row.tokens)
-            else:
-                shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(row.tokens, prompt.ids, strict=False)))
-            shared = min(shared, len(prompt.ids) - 1)
-            if shared >= max(1, row.first_free) and (best is None or shared > best[1]):
-                best = slot, shared
-            if shared == len(row.tokens):
-                break
-        return best
-
-    def _continue_rows(self, matches: Sequence[tuple[Prompt, int, int]]) -> tuple[RowCache, list[_Row], Tensor] | None:
-        """Compute what each conversation adds to its remembered (slot, shared tokens); the rest of the cache is dropped."""
-        cache, remembered = self._cache, self._rows
-        self.forget()
-        if not matches or cache is None:
-            return None
-        rows = [_Row(prompt, list(prompt.ids), remembered[slot].expansion, remembered[slot].first_free) for prompt, slot, _ in matches]
-        self._set_budgets(rows)
-        cache.pick_slots([slot for _, slot, _ in matches])
-        cache.lengths = [shared + row.expansion for row, (_, _, shared) in zip(rows, matches, strict=True)]
-        added = [prompt.ids[shared:] for prompt, _, shared in matches]
+    def _continue_rows(self, prompts: Sequence[Prompt], matches: Mapping[int, Match]) -> tuple[Batch, Tensor]:
+        """Compute what each conversation adds to its kept row."""
+        batch = self._store.take_rows(prompts, matches=matches)
+        self._measure_room(batch.rows)
+        added = [row.prompt.ids[matches[row.index].shared :] for row in batch.rows]
         longest = max(map(len, added))
-        padded = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in added], device=self._model.device)
-        return cache, rows, self._forward(cache, padded, [len(ids) for ids in added])
+        ids = torch.tensor([[0] * (longest - len(part)) + list(part) for part in added], device=self._model.device)
+        return batch, self._forward(batch.cache, ids, [len(part) for part in added])
 
-    def _start_rows(self, prompts: Sequence[Prompt]) -> tuple[RowCache, list[_Row], Tensor]:
-        """Encode new conversations, equal ones once, and give each its own slot."""
+    def _start_rows(self, prompts: Sequence[Prompt], group: Sequence[int]) -> tuple[Batch, Tensor]:
+        """Encode the new conversations ``group``, equal ones once, and give each its own slot."""
         places: dict[tuple[object, ...], int] = {}
-        slots = [places.setdefault((prompt.ids, prompt.picture_keys), len(places)) for prompt in prompts]
-        unique = [prompts[slots.index(slot)] for slot in range(len(places))]
+        slots = [places.setdefault((prompts[index].ids, prompts[index].picture_keys), len(places)) for index in group]
+        unique = [prompts[group[slots.index(slot)]] for slot in range(len(places))]
         inputs = self._encoder.encode_prompts(unique, device=self._model.device, dtype=self._model.dtype)
         ids, present = inputs.pop("input_ids"), inputs.pop("attention_mask")
         counts: list[int] = present.sum(dim=-1).tolist()
-        tails = [row[len(row) - count :] for row, count in zip(ids.tolist(), counts, strict=True)]
-        starts = [_Row(p, list(p.ids), len(tail) - len(p.ids), self._find_free(p, tail)) for p, tail in zip(unique, tails, strict=True)]
-        self._set_budgets(starts)
-        cache = RowCache(layers=self._text.num_hidden_layers, rows=len(unique), device=self._model.device, dtype=self._model.dtype)
+        encoded = [row[len(row) - count :] for row, count in zip(ids.tolist(), counts, strict=True)]
+        rows = [
+            Row(
+                index=index,
+                prompt=prompts[index],
+                tokens=list(prompts[index].ids),
+                expansion=counts[slot] - len(prompts[index].ids),
+                first_free=self._find_free(prompts[index], encoded[slot]),
+            )
+            for index, slot in zip(group, slots, strict=True)
+        ]
+        self._measure_room(rows)
+        cache = RowCache(layers=self._layers, rows=len(unique), device=self._model.device, dtype=self._model.dtype)
         logits = self._forward(cache, ids, counts, **inputs)
-        cache.pick_slots(slots)
-        rows = [replace(starts[slot], prompt=prompt, tokens=list(prompt.ids), new=[]) for prompt, slot in zip(prompts, slots, strict=True)]
-        return cache, rows, logits[torch.tensor(slots, device=logits.device)]
+        return Batch(cache.pick_slots(slots), rows), logits[torch.tensor(slots, device=logits.device)]
 
     def _find_free(self, prompt: Prompt, encoded: list[int]) -> int | None:
         """Number of leading ids up to the last picture; None if the encoded ids do not end as ``prompt.ids`` do."""
@@ -169,7 +130,7 @@ class RowDecoder:
         tail = list(prompt.ids[first:])
         return first if encoded[len(encoded) - len(tail) :] == tail and (pictures or encoded == tail) else None
 
-    def _set_budgets(self, rows: Sequence[_Row]) -> None:
+    def _measure_room(self, rows: Sequence[Row]) -> None:
         for row in rows:
             length = len(row.prompt.ids) + row.expansion
             row.room = None if self._limit is None else self._limit - length
@@ -191,7 +152,7 @@ class RowDecoder:
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _write_replies(self, rows: list[_Row], cache: RowCache, logits: Tensor, *, sampling: Sampling) -> None:
+    def _write_replies(self, rows: list[Row], cache: RowCache, logits: Tensor, *, sampling: Sampling) -> None:
         """Write until every row has finished. Reorders ``rows`` and the cache's slots alike."""
         sampler = KeyedSampler(
             sampling,
@@ -217,7 +178,7 @@ class RowDecoder:
                 row.tokens += row.new[-1:] if goes else []
             logits = self._forward(cache, torch.tensor(ids, device=logits.device)[:, None], [int(goes) for goes in going])
 
-    def _take_token(self, row: _Row, token: int, *, sampling: Sampling) -> None:
+    def _take_token(self, row: Row, token: int, *, sampling: Sampling) -> None:
         row.new.append(token)
         if token in self._end_ids or (sampling.stop and self._encoder.ends_with_stop(row.new, stop=sampling.stop)):
             row.finish = "stop"
@@ -225,7 +186,7 @@ class RowDecoder:
             row.finish = "length"
 
 
-def _park_finished(rows: list[_Row], cache: RowCache, sampler: KeyedSampler, *, active: int, live: int) -> None:
+def _park_finished(rows: list[Row], cache: RowCache, sampler: KeyedSampler, *, active: int, live: int) -> None:
     """Bring the ``live`` unfinished rows among the first ``active`` to the front; the finished keep their cache behind them."""
     done = [slot for slot in range(live) if rows[slot].finish is not None]
     going = [slot for slot in range(live, active) if rows[slot].finish is None]

@@ -14,14 +14,16 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from visloop.chat.base import ChatReply, ChatRequest, Sampling
 from visloop.chat.conversations import ConversationEncoder, Prompt
+from visloop.chat.decoding import Decoded, Decoder
 from visloop.chat.generate_decoding import GenerateDecoder
 from visloop.chat.loads import note_load
-from visloop.chat.row_decoding import Decoded, RowDecoder, supports_row_cache
+from visloop.chat.row_decoding import RowDecoder, supports_row_cache
 from visloop.chat.weights import resolve_model, stamp_weights
 from visloop.config import ChatConfig
 from visloop.errors import ConfigError, DataError, ModelError
 
 _log = logging.getLogger(__name__)
+_CPU_ROOM = 1 << 30
 _CPU_MEMORY = ("can't allocate memory", "not enough memory")
 
 
@@ -46,25 +48,29 @@ class TransformersChat:
     Args:
         config: ``model``, ``device`` (``auto``: an accelerator if there is one), ``dtype`` (``auto``: the checkpoint's, on a CPU
             float32), ``attn_implementation``, ``batch_size``, ``max_image_pixels``.
-        reuse_prefixes: continue from the last batch's key-value cache where a conversation extends one of its own.
+        keep_bytes: memory for the key-value caches of conversations that may go on; 0 encodes every prompt afresh. By default
+            half of the accelerator's memory that is free after loading, or 1 GiB on a CPU.
 
     Raises:
         ModelError: the model cannot be found or loaded.
         ConfigError: ``dtype`` or ``batch_size`` is not valid.
     """
 
-    def __init__(self, config: ChatConfig, *, reuse_prefixes: bool = True) -> None:
+    def __init__(self, config: ChatConfig, *, keep_bytes: int | None = None) -> None:
         if config.batch_size < 1:
             raise ConfigError(f"batch_size {config.batch_size} of model {config.model!r}; it must be 1 or more")
         self.name = config.model
         self._loaded: _Loaded | None = load_model(config)
         model, processor = self._loaded.model, self._loaded.processor
         self._encoder = ConversationEncoder(processor, name=config.model, max_pixels=config.max_image_pixels)
-        decoder = RowDecoder if supports_row_cache(model.config) else GenerateDecoder
-        self._decoder: RowDecoder | GenerateDecoder | None = decoder(
-            model, self._encoder, end_ids=_find_end_ids(model, processor), limit=_find_limit(model)
-        )
-        self._batch_size, self._reuse = config.batch_size, reuse_prefixes
+        ends, limit = _find_end_ids(model, processor), _find_limit(model)
+        self._decoder: Decoder | None
+        if supports_row_cache(model.config):
+            keep = _find_room(model.device) if keep_bytes is None else keep_bytes
+            self._decoder = RowDecoder(model, self._encoder, end_ids=ends, limit=limit, keep_bytes=keep)
+        else:
+            self._decoder = GenerateDecoder(model, self._encoder, end_ids=ends, limit=limit)
+        self._batch_size = config.batch_size
         self._lock = Lock()
 
     def reply(self, requests: Sequence[ChatRequest], *, sampling: Sampling) -> list[ChatReply]:
@@ -92,14 +98,15 @@ class TransformersChat:
                 prompts[index] = self._encoder.render_prompt(request)
             except DataError as error:
                 replies[index] = ChatReply(text="", finish="error", error=str(error))
-        waiting = sorted(prompts, key=lambda index: len(prompts[index].ids))
-        while waiting:
-            batch, waiting = waiting[: self._batch_size], waiting[self._batch_size :]
-            if not self._reuse:
-                self._decoder.forget()
-            replies |= zip(batch, self._reply_batch([prompts[index] for index in batch], sampling), strict=True)
-        if not self._reuse or len(prompts) > self._batch_size:
-            self._decoder.forget()
+        self._decoder.start_call()
+        try:
+            places = list(prompts)
+            waiting = [places[place] for place in self._decoder.order_prompts(list(prompts.values()))]
+            while waiting:
+                batch, waiting = waiting[: self._batch_size], waiting[self._batch_size :]
+                replies |= zip(batch, self._reply_batch([prompts[index] for index in batch], sampling), strict=True)
+        finally:
+            self._decoder.end_call()
         return [replies[index] for index in range(len(requests))]
 
     def _reply_batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[ChatReply]:
@@ -195,6 +202,13 @@ def _find_end_ids(model: Any, processor: Any) -> frozenset[int]:
 def _find_limit(model: Any) -> int | None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
+
+
+def _find_room(device: torch.device) -> int:
+    """Bytes for kept caches."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] // 2)
+    return _CPU_ROOM
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,0 +1,146 @@
+"""Conversations that were decoded and may go on: their rows, the caches that hold them, and which one a prompt extends."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+
+from visloop.chat.base import Finish
+from visloop.chat.conversations import Prompt
+from visloop.chat.row_cache import RowCache
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One conversation while it is decoded, and afterwards as what lies in a cache.
+
+    Attributes:
+        index: its place among the prompts of the batch.
+        tokens: ids whose keys and values are in the cache, pictures as single placeholders.
+        expansion: how many more columns the pictures take.
+        first_free: leading tokens up to the last picture, which another prompt must share; None: never continue this row.
+        room: new tokens until the model's limit of positions; None: no limit.
+        new: ids written in this call.
+        finish: why it ended; None while it goes on.
+    """
+
+    index: int
+    prompt: Prompt
+    tokens: list[int]
+    expansion: int
+    first_free: int | None
+    room: int | None = None
+    new: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Rows and the cache that holds them, slot by slot."""
+
+    cache: RowCache
+    rows: list[Row]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Match:
+    """A prompt shares ``shared`` leading tokens, its pictures included, with the row in ``slot`` of ``batch``."""
+
+    batch: Batch
+    slot: int
+    shared: int
+
+
+class PrefixStore:
+    """Keeps the batches of past calls, rows that the last call did not ask for included (a chain may wait for its final
+    answer), newest first, up to ``keep_bytes``."""
+
+    def __init__(self, *, keep_bytes: int) -> None:
+        self._keep_bytes = keep_bytes
+        self._earlier: list[Batch] = []
+        self._current: list[Batch] = []
+
+    def forget(self) -> None:
+        """Free all kept caches."""
+        self._earlier, self._current = [], []
+
+    def start_call(self) -> None:
+        """What earlier calls decoded can be continued; what this call decodes cannot, until it has ended."""
+        self._earlier, self._current = self._current + self._earlier, []
+
+    def end_call(self) -> None:
+        """Keep this call's batches, then what earlier calls left, as far as the memory goes."""
+        room, kept = self._keep_bytes, []
+        for batch in self._current + self._earlier:
+            room -= batch.cache.count_bytes()
+            if room < 0:
+                break
+            kept.append(batch)
+        self._current, self._earlier = kept, []
+
+    def add_batch(self, batch: Batch) -> None:
+        """Keep what was just decoded."""
+        self._current.append(batch)
+
+    def match_prompts(self, prompts: Sequence[Prompt]) -> dict[int, Match]:
+        """By the prompts' indices, the kept row that shares most with each; prompts that no row serves are left out."""
+        rows: dict[tuple[str, ...], list[tuple[Batch, int]]] = {}
+        for batch in self._earlier:
+            for slot, row in enumerate(batch.rows):
+                if row.first_free is not None:
+                    rows.setdefault(row.prompt.picture_keys, []).append((batch, slot))
+        matches = {index: _match_prompt(prompt, rows.get(prompt.picture_keys, [])) for index, prompt in enumerate(prompts)}
+        return {index: match for index, match in matches.items() if match is not None}
+
+    def sort_matches(self, matches: Mapping[int, Match]) -> list[int]:
+        """The prompts' indices as their rows lie in the caches, so that whole caches go on uncopied."""
+        places = {id(batch): place for place, batch in enumerate(self._earlier)}
+        return sorted(matches, key=lambda index: (places[id(matches[index].batch)], matches[index].slot))
+
+    def take_rows(self, prompts: Sequence[Prompt], *, matches: Mapping[int, Match]) -> Batch:
+        """The matched rows out of their caches in one batch, each cut to what its prompt shares; the rest stays kept."""
+        taken: Batch | None = None
+        for batch in list(self._earlier):
+            mine = sorted((match.slot, index) for index, match in matches.items() if match.batch is batch)
+            if not mine:
+                continue
+            rows = [
+                replace(batch.rows[slot], index=index, prompt=prompts[index], tokens=list(prompts[index].ids), new=[], finish=None)
+                for slot, index in mine
+            ]
+            part = Batch(batch.cache.pick_slots([slot for slot, _ in mine]), rows)
+            self._leave_rows(batch, taken={slot for slot, _ in mine})
+            if taken is None:
+                taken = part
+            else:
+                taken.cache.join_rows(part.cache)
+                taken.rows += part.rows
+        if taken is None:
+            raise ValueError("no prompt matches a kept row")
+        taken.cache.lengths = [matches[row.index].shared + row.expansion for row in taken.rows]
+        return taken
+
+    def _leave_rows(self, batch: Batch, *, taken: set[int]) -> None:
+        rest = [slot for slot in range(len(batch.rows)) if slot not in taken]
+        if rest:
+            batch.cache, batch.rows = batch.cache.pick_slots(rest), [batch.rows[slot] for slot in rest]
+        else:
+            self._earlier.remove(batch)
+
+
+def _match_prompt(prompt: Prompt, rows: Sequence[tuple[Batch, int]]) -> Match | None:
+    """The row that shares most with ``prompt``; among equals that of the same request id, then the newest.
+
+    At least one token of the prompt stays to be computed: its logits are wanted.
+    """
+    best, best_key = None, (0, False)
+    for batch, slot in rows:
+        row = batch.rows[slot]
+        if prompt.ids[: len(row.tokens)] == tuple(row.tokens):
+            shared = len(row.tokens)
+        else:
+            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(row.tokens, prompt.ids, strict=False)))
+        shared = min(shared, len(prompt.ids) - 1)
+        key = (shared, row.prompt.id == prompt.id)
+        if shared >= max(1, row.first_free or 0) and key > best_key:
+            best, best_key = Match(batch, slot, shared), key
+    return best
