@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -204,6 +205,23 @@ def test_nothing_is_fetched_unasked(tmp_path):
         read_benchmark("mmstar", out=tmp_path)
     with pytest.raises(ConfigError, match="no benchmark 'gqa'"):
         read_benchmark("gqa", out=tmp_path, root=tmp_path)
+
+
+def test_a_published_dataset_is_read_with_its_picture_column(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "published"
+    folder.mkdir()
+    rows = datasets.Dataset.from_list(fill_rows("ai2d")).cast_column("image", datasets.Image())
+    rows.to_parquet(folder / "test.parquet")
+    monkeypatch.setitem(BENCHMARKS, "ai2d", replace(BENCHMARKS["ai2d"], hub_id=str(folder)))
+    [item], _ = read_benchmark("ai2d", out=tmp_path / "images", allow_download=True)
+    assert item.options == ("leaf", "root", "stem")
+    assert (tmp_path / "images" / item.sample.images[0]).read_bytes() == make_picture()["bytes"]
+    monkeypatch.setitem(BENCHMARKS, "ai2d", replace(BENCHMARKS["ai2d"], hub_id=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="cannot be loaded"):
+        read_benchmark("ai2d", out=tmp_path / "images", allow_download=True)
 
 
 def test_unreadable_files_are_named(tmp_path):
