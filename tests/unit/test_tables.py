@@ -28,7 +28,7 @@ def report() -> Report:
     ]
     rounds = [
         {"round": 0, "name": "M_0", "accepted": True},
-        {"round": 1, "name": "M_1", "accepted": False, "reasons": ["length drift 0.7"]},
+        {"round": 1, "name": "M_1", "accepted": False, "violations": ["length drift 0.7"]},
     ]
     pairs = [Paired("two agents", "base direct", "accuracy", 0.202, 0.17, 0.233, 1000)]
     return Report(rows, pairs, rounds, {"sft": 12.5}, {"data": "ab"})
@@ -100,6 +100,7 @@ def test_a_report_without_rounds_is_fine(report):
         ({"value": 66.04, "low": 64.0, "high": 68.0, "metric": "path_score"}, "66.0 [64.0, 68.0]"),
         ({"value": 0.05, "low": -0.01, "high": 0.11, "metric": "accuracy", "signed": True}, "+5.0 [-1.0, +11.0]"),
         ({"value": -0.0001, "low": -0.02, "high": 0.02, "metric": "accuracy"}, "0.0 [-2.0, 2.0]"),
+        ({"value": 41.0, "low": 40.0, "high": 42.5, "metric": "chain_tokens"}, "41.0 [40.0, 42.5]"),
         ({"value": 0.5, "low": 0.4, "high": 0.6, "metric": "accuracy/two_hop"}, "50.0 [40.0, 60.0]"),
     ],
 )
@@ -114,7 +115,8 @@ def test_systems_and_models_have_their_own_tables(report):
     assert [row[0] for row in tables["DPO rounds"].rows] == ["M_0", "M_1"]
     assert tables["DPO rounds"].rows[1][-1] == "rejected: length drift 0.7"
     assert tables["DPO rounds"].rows[1][-2] == "–"  # noqa: RUF001
-    assert tables["Question families"].columns == ("system", "count (n = 100)")
+    assert tables["Question families"].columns == ("system", "count\n(n = 100)")
+    assert tables["Question families"].rows == (("base direct", "50.0 ±10.0"), ("two agents", "70.0 ±10.0"))
 
 
 def test_intervals_that_exclude_zero_are_marked():
@@ -139,10 +141,11 @@ def test_rich_and_markdown_show_the_same_cells(report):
 
 
 def test_a_system_named_like_markup_is_shown_literally():
-    table = build_systems_table([Row("a|b [bold]x", "accuracy", 0.5, 0.4, 0.6, 10)])
+    table = build_systems_table([Row("a|b [bold]x", "accuracy", 0.5, 0.4, 0.6, 10)], title="[red]title")
     console = Console(width=120, file=StringIO(), color_system=None)
     console.print(render_rich(table))
-    assert "a|b [bold]x" in console.file.getvalue()
+    for text in ("[red]title", "a|b [bold]x", "mean [confidence interval]"):
+        assert text in console.file.getvalue()
     assert "a\\|b [bold]x" in render_markdown(table)
 
 

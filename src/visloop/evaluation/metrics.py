@@ -25,7 +25,7 @@ from visloop.evaluation.resampling import (
 from visloop.ids import seed_for
 from visloop.records.reasoning import Prediction
 
-_POINT_METRICS = frozenset({"path_score", "mme", "mme_perception", "mme_cognition", "ocrbench"})
+_POINT_METRICS = frozenset({"path_score", "chain_tokens", "mme", "mme_perception", "mme_cognition", "ocrbench"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Outcomes:
 
 
 def is_percentage(metric: str) -> bool:
-    """Whether a metric is a fraction 0-1 that people read as per cent; path scores and benchmark sums are points."""
+    """Whether a metric is a fraction 0-1 that people read as per cent; path scores, token counts and benchmark sums are not."""
     return metric.split("/", 1)[0] not in _POINT_METRICS
 
 

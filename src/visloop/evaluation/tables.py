@@ -1,9 +1,10 @@
 """The report as tables: for the terminal (rich) and, with the same cells, as Markdown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from visloop.evaluation.metrics import Paired, Row, is_percentage
 from visloop.evaluation.report import Report, list_systems
@@ -32,11 +33,19 @@ def format_interval(value: float, low: float, high: float, *, metric: str, signe
 
 def format_metric(metric: str) -> str:
     """Column title: the metric's words and its unit."""
-    return f"{metric.replace('_', ' ')} ({'%' if is_percentage(metric) else 'points'})"
+    unit = "%" if is_percentage(metric) else "tokens" if metric == "chain_tokens" else "points"
+    return f"{metric.replace('_', ' ')} ({unit})"
 
 
 def _format_row(row: Row | None) -> str:
     return format_interval(row.value, row.low, row.high, metric=row.metric) if row else _EMPTY
+
+
+def _format_margin(row: Row | None) -> str:
+    if row is None:
+        return _EMPTY
+    factor = 100.0 if is_percentage(row.metric) else 1.0
+    return f"{row.value * factor:.1f} ±{max(row.value - row.low, row.high - row.value) * factor:.1f}"
 
 
 def build_systems_table(rows: Sequence[Row], *, metrics: Sequence[str] | None = None, title: str = "Systems") -> Table:
@@ -58,9 +67,9 @@ def build_families_table(rows: Sequence[Row], *, metric: str = "accuracy", title
     families = list(dict.fromkeys(row.metric for row in parts))
     cells = {(row.name, row.metric): row for row in parts}
     counts = {family: max(row.n for row in parts if row.metric == family) for family in families}
-    lines = [(name, *(_format_row(cells.get((name, family))) for family in families)) for name in list_systems(parts)]
-    columns = ("system", *(f"{family.removeprefix(prefix)} (n = {counts[family]})" for family in families))
-    return Table(title, columns, tuple(lines), f"{format_metric(metric)}, mean [confidence interval]")
+    lines = [(name, *(_format_margin(cells.get((name, family))) for family in families)) for name in list_systems(parts)]
+    columns = ("system", *(f"{family.removeprefix(prefix).replace('_', ' ')}\n(n = {counts[family]})" for family in families))
+    return Table(title, columns, tuple(lines), f"{format_metric(metric)}, mean ± the longer side of the interval")
 
 
 def build_paired_table(paired: Sequence[Paired], *, title: str = "Paired differences") -> Table:
@@ -74,12 +83,12 @@ def build_paired_table(paired: Sequence[Paired], *, title: str = "Paired differe
 
 
 def build_rounds_table(report: Report, *, metrics: Sequence[str] = ("greedy_accuracy", "sampled_accuracy", "path_score")) -> Table:
-    """One line per model M_t: its measures and whether the round was accepted."""
+    """One line per model M_t: its measures and whether the round was accepted (``violations`` of the entry say why not)."""
     lines = []
     for entry in report.rounds:
         cells = (_format_row(report.find_row(entry["name"], metric)) for metric in metrics)
         verdict = "accepted" if entry["accepted"] else "rejected"
-        reasons = entry.get("reasons") or ()
+        reasons = entry.get("violations") or ()
         lines.append((entry["name"], *cells, verdict + (f": {'; '.join(map(str, reasons))}" if reasons else "")))
     columns = ("model", *(format_metric(metric) for metric in metrics), "round")
     return Table("DPO rounds", columns, tuple(lines), "mean [confidence interval]")
@@ -94,25 +103,23 @@ def build_tables(report: Report) -> list[Table]:
 
 
 def render_rich(table: Table) -> RichTable:
-    """The table for a rich console; give it to ``Console.print``."""
-    rendered = RichTable(title=table.title, caption=table.caption or None, title_justify="left", caption_justify="left")
+    """The table for a rich console; give it to ``Console.print``. All text is shown literally, never read as markup."""
+    rendered = RichTable(title=Text(table.title), caption=Text(table.caption), title_justify="left", caption_justify="left")
     for index, column in enumerate(table.columns):
-        rendered.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        rendered.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in table.rows:
-        rendered.add_row(*(_escape_rich(cell) for cell in row))
+        rendered.add_row(*(Text(cell) for cell in row))
     return rendered
 
 
 def render_markdown(table: Table) -> str:
     """The table as GitHub Markdown under a bold title; bars in cells are escaped."""
-    escape: Callable[[str], str] = lambda cell: cell.replace("|", "\\|")  # noqa: E731
     lines = [f"**{table.title}**" + (f" ({table.caption})" if table.caption else ""), ""]
-    lines.append("| " + " | ".join(map(escape, table.columns)) + " |")
+    lines.append("| " + " | ".join(map(_escape_markdown, table.columns)) + " |")
     lines.append("|" + "|".join("---" if index == 0 else "---:" for index in range(len(table.columns))) + "|")
-    lines += ["| " + " | ".join(map(escape, row)) + " |" for row in table.rows]
+    lines += ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in table.rows]
     return "\n".join(lines) + "\n"
 
 
-def _escape_rich(cell: str) -> str:
-    # rich reads "[80.9" only as text when it cannot be a tag, so every bracket is made literal
-    return cell.replace("[", "\\[")
+def _escape_markdown(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
