@@ -1,8 +1,9 @@
 """What happened, in MLflow: one parent run per flow run, one child per round M_t, in a SQLite file under ``mlruns``.
 
 The rule that keeps re-runs from piling up: a run carries a key made from what it was made from (experiment, config, code).
-An unfinished run with the same key is re-opened and continued; a finished one is kept and only counts that it was asked for again.
-Values that are already recorded at a step are not recorded twice. The library is imported on first use (three seconds).
+An unfinished run with the same key is re-opened and continued; a finished one counts that it was asked for again and records
+nothing, until a stage turns out to have left other bytes than it had. Values that are already recorded at a step are not recorded
+twice. The library is imported on first use (three seconds).
 """
 
 import json
@@ -37,7 +38,8 @@ _log = logging.getLogger(__name__)
 class TrackedRun:
     """One MLflow run. Every call names the run, so threads and nested runs cannot log into each other.
 
-    ``origin`` says whether the run is new; ``step`` is a child's round, 0 for a parent.
+    ``origin`` says whether the run is new; ``step`` is a child's round, 0 for a parent. While ``origin`` is ``finished``, whatever is
+    logged is passed over: it is there.
     """
 
     def __init__(self, client: PatientClient, *, run_id: str, experiment_id: str, key: str, origin: Origin, mlruns: Path) -> None:
@@ -83,12 +85,18 @@ class TrackedRun:
     def log_stage(self, manifest: Manifest) -> None:
         """Record what a stage left: counts as metrics ``<stage>/<count>``, the hash of its files as tag and as dataset."""
         stage, digest = manifest.stage.replace(" ", "_"), hash_json(manifest.files)
+        if self.origin == "finished":
+            if self.client.get_run(self.run_id).data.tags.get(f"hash.{stage}") == digest:
+                return
+            self._reopen()
         self.log_metrics({f"{stage}/{name}": value for name, value in manifest.counts.items()}, step=self.step)
         self.log_hashes({stage: digest})
         self._log_dataset(stage, digest=digest, source={"stage": manifest.stage, "key": manifest.key})
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Record settings that the run does not have yet; MLflow's are immutable, so the first value stays."""
+        if self.origin == "finished":
+            return
         from mlflow.entities import Param
 
         known = self.client.get_run(self.run_id).data.params
@@ -98,6 +106,8 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; long values are cut."""
+        if self.origin == "finished":
+            return
         from mlflow.entities import RunTag
 
         self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)[:MAX_TAG]) for key, value in tags.items()])
@@ -113,6 +123,8 @@ class TrackedRun:
             DataError: the file is missing or no JSON.
         """
         report = _read_json(path)
+        if self.origin == "finished":
+            return
         self.client.log_artifact(self.run_id, str(path), f"reports/{path.parent.name}")
         if isinstance(report, dict):
             numbers = {key: value for key, value in report.items() if isinstance(value, int | float) and not isinstance(value, bool)}
@@ -120,7 +132,8 @@ class TrackedRun:
 
     def log_report(self, report: Mapping[str, Any], name: str) -> None:
         """Keep ``report`` as the artifact ``reports/<name>.json``."""
-        self.client.log_dict(self.run_id, dict(report), f"reports/{name}.json")
+        if self.origin != "finished":
+            self.client.log_dict(self.run_id, dict(report), f"reports/{name}.json")
 
     def log_plot(self, path: Path) -> None:
         """Keep a picture as the artifact ``plots/<file name>``.
@@ -130,7 +143,8 @@ class TrackedRun:
         """
         if not path.is_file():
             raise DataError(f"{path}: no such file to log; write the plot before it is logged")
-        self.client.log_artifact(self.run_id, str(path), "plots")
+        if self.origin != "finished":
+            self.client.log_artifact(self.run_id, str(path), "plots")
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Keep every file of ``folder`` as artifacts under ``name/`` (a gate's page, a folder of reports).
@@ -140,7 +154,8 @@ class TrackedRun:
         """
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder to log")
-        self.client.log_artifacts(self.run_id, str(folder), name)
+        if self.origin != "finished":
+            self.client.log_artifacts(self.run_id, str(folder), name)
 
     @contextmanager
     def open_child(self, run_name: str, *, step: int, tags: Mapping[str, str] | None = None) -> Iterator["TrackedRun"]:
@@ -155,7 +170,15 @@ class TrackedRun:
         with _closing(child):
             yield child
 
+    def _reopen(self) -> None:
+        """A finished run whose work was done again with another outcome (an input changed, a damaged file): it records again."""
+        self.origin = "resumed"
+        if self.parent is not None and self.parent.origin == "finished":
+            self.parent._reopen()
+
     def _record(self, entries: Sequence[tuple[str, int, float]]) -> None:
+        if self.origin == "finished":
+            return
         from mlflow.entities import Metric
 
         recorded, now = self._read_recorded(), int(time.time() * 1000)
@@ -243,7 +266,7 @@ def _closing(run: TrackedRun) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        run.set_tags({ERROR_TAG: f"{type(error).__name__}: {error}"})
+        run.client.set_tag(run.run_id, ERROR_TAG, f"{type(error).__name__}: {error}"[:MAX_TAG])
         run.client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     if run.origin != "finished":

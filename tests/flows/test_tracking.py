@@ -115,6 +115,27 @@ def test_finished_run_is_kept_and_counts_the_skipped_rerun(mlruns: Path, experim
     assert read_history(run, "accuracy") == [(1, 0.5)]
 
 
+def test_finished_run_records_again_when_a_stage_left_other_bytes(mlruns: Path, experiment: str) -> None:
+    """Until then it passes everything over; the parent of a child that records again does so too."""
+
+    def work(digest: str, accuracy: float) -> TrackedRun:
+        manifest = Manifest(stage="round 1", inputs={}, config={}, code="c", files={"a": digest}, counts={"pairs": accuracy * 10})
+        with open_run(experiment, make_config(mlruns)) as run, run.open_child("M_1", step=1) as child:
+            child.log_metrics({"before": accuracy}, step=1)
+            child.log_stage(manifest)
+            child.log_round({"accuracy": accuracy})
+        return run
+
+    work("a", 0.5)
+    run = work("a", 0.9)
+    assert run.origin == "finished" and read_history(run, "accuracy") == [(1, 0.5)]
+    run = work("b", 0.9)
+    assert run.origin == "resumed" and read_history(run, "accuracy") == [(1, 0.5), (1, 0.9)]
+    child = next(entry for entry in list_runs(mlruns, experiment) if entry.info.run_id != run.run_id)
+    assert child.data.metrics == {"before": 0.5, "round_1/pairs": 9.0, "accuracy": 0.9}
+    assert {entry.info.status for entry in list_runs(mlruns, experiment)} == {"FINISHED"}
+
+
 def test_other_settings_make_another_run(mlruns: Path, experiment: str) -> None:
     for beta in (0.05, 0.2, 0.05):
         with open_run(experiment, make_config(mlruns, dpo=DPOSettings(beta=beta))):

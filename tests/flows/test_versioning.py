@@ -72,9 +72,7 @@ def project(tmp_path: Path) -> Path:
     """A git repository with the project's own DVC settings and a flow of two kinds of stage."""
     root = tmp_path / "project"
     root.mkdir()
-    shutil.copytree(
-        PROJECT_ROOT / ".dvc", root / ".dvc", ignore=lambda _, names: [name for name in names if name in ("tmp", "cache", "config.local")]
-    )
+    shutil.copytree(PROJECT_ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
     shutil.copy(PROJECT_ROOT / ".dvcignore", root / ".dvcignore")
     (root / "dvc.yaml").write_text(STAGES.format(python=sys.executable))
     (root / "params.yaml").write_text("overrides: ''\n")
