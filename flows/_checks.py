@@ -19,11 +19,13 @@ def run_gate(
     layout: Layout,
     files: Sequence[str] | None = None,
     paths: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Check the records of a finished stage before the next one reads them.
 
     Args:
         name: of the gate; its result lies in ``gates/<name>`` of the data folder, its page under the MLflow folder.
+        folder: another place for the result.
         records: the stage's folder.
         files: only these files of it; by default every shard.
         paths: sample id by path id, for suites that follow chains.
@@ -48,7 +50,7 @@ def run_gate(
 
     run_stage(
         f"gate {name}",
-        folder=layout.gate(name),
+        folder=folder or layout.gate(name),
         inputs={"records": records, "raw": layout.raw},
         config={"suite": suite, "files": list(files or ()), "max_unjudged_rate": config.assess.max_unjudged_rate},
         code=["visloop.records"],

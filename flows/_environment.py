@@ -29,6 +29,9 @@ DEFAULTS = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # Several forks of tokenizers in one process tree dead-lock; shards are batched, so its threads bring nothing.
     "TOKENIZERS_PARALLELISM": "false",
+    # A model of a few megabytes needs no bar of its own; the stages have theirs.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flows._layout import Layout
 from flows._mounts import chat_inputs, hash_prompts, mount_model
-from flows._records import read_json, read_split, read_truths
+from flows._records import read_json, read_split, read_truths, write_bytes
 from flows._round_stages import hash_stage, read_reports
 from flows._stage import Lazy, run_stage
 from flows._summary import stage_rows
@@ -67,7 +67,7 @@ def make_exam(config: Config, layout: Layout) -> Exam:
     )
 
 
-def examine_reasoner(config: Config, layout: Layout, *, reasoner: Reasoner) -> Any:
+def examine_reasoner(config: Config, layout: Layout, *, reasoner: Reasoner, folder: Path | None = None) -> Any:
     """Stage: greedy and sampled chains of M_t on the test split, with accuracies and path scores."""
     measuring = replace(config, assess=replace(config.assess, scorer=config.evaluation.scorer))
     judges = Judges(measuring, layout)
@@ -86,7 +86,7 @@ def examine_reasoner(config: Config, layout: Layout, *, reasoner: Reasoner) -> A
 
     return run_stage(
         f"examine {reasoner.name}",
-        folder=layout.evaluation / reasoner.name,
+        folder=folder or layout.evaluation / reasoner.name,
         inputs={"model": reasoner.folder, "raw": layout.raw, **judges.inputs()},
         config={
             "assess": measuring.assess,
@@ -281,7 +281,7 @@ def publish_report(layout: Layout) -> Path:
     seconds = {row.stage: round(row.seconds, 2) for row in stage_rows() if row.state != "skipped"}
     write_report(target, replace(read_report(source / "report.json"), seconds={**before, **seconds}))
     for picture in sorted(source.glob("*.png")):
-        (layout.reports / picture.name).write_bytes(picture.read_bytes())
+        write_bytes(layout.reports / picture.name, picture.read_bytes())
     return target
 
 

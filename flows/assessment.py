@@ -129,8 +129,8 @@ def assess_folder(config: Config, layout: Layout, *, name: str, samples: Sequenc
     )
 
 
-def make_reason_set(config: Config, layout: Layout, *, fraction: float | None = None, name: str = "reason") -> Any:
-    """Stage: D_reason, the best chain of each question."""
+def make_reason_set(config: Config, layout: Layout, *, fraction: float | None = None, folder: Path | None = None) -> Any:
+    """Stage: D_reason, the best chain of each question; a share of it, in a folder of its own, for the scaling curve."""
     sets = config.sets if fraction is None else replace(config.sets, reason_fraction=fraction)
 
     def work(place: Path) -> dict[str, float]:
@@ -146,8 +146,8 @@ def make_reason_set(config: Config, layout: Layout, *, fraction: float | None = 
         return {"examples": len(examples)}
 
     return run_stage(
-        f"set {name}",
-        folder=layout.training_set(name),
+        "set reason" if fraction is None else f"set reason {fraction:.0%}",
+        folder=folder or layout.training_set("reason"),
         inputs={"assessed": layout.assessed, "pool": layout.pool},
         config={
             "min_score": sets.reason_min_score,

@@ -10,6 +10,7 @@ from rich.table import Table
 from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
+from flows._registry import register_model
 from flows._round_stages import (
     choose_prompts,
     judge_round,
@@ -22,7 +23,8 @@ from flows._round_stages import (
     train_round,
     validate_model,
 )
-from flows._run import RunLog, open_flow_run
+from flows._run import open_flow_run
+from flows._tracking import TrackedRun
 from flows.assessment import assess_folder
 from flows.sft import sample_folder
 from visloop.config import Config
@@ -48,17 +50,24 @@ def dpo_rounds(values: dict[str, Any]) -> None:
         log_decisions(config, layout)
 
 
-def start_rounds(config: Config, layout: Layout, run: RunLog) -> None:
+def start_rounds(config: Config, layout: Layout, run: TrackedRun) -> None:
     """Round 0: the reasoner of supervised fine-tuning, measured; the start of the lineage."""
     with run.open_child("M_0", step=0) as child:
         child.log_stage(validate_model(config, layout, model=layout.model("reasoner"), folder=layout.round(0) / "validation", name="M_0"))
         child.log_stage(start_round_zero(config, layout))
         metrics = asdict(read_validation(layout.round(0) / "validation"))
         child.log_round(metrics)
-        child.register(REGISTERED_NAME, layout.model("reasoner"), metrics=metrics, aliases=["m0"], tags={"accepted": "true"})
+        register_model(
+            child,
+            name=REGISTERED_NAME,
+            folder=layout.model("reasoner"),
+            metrics=numbers(metrics),
+            aliases=["m0"],
+            tags={"accepted": "true"},
+        )
 
 
-def play_round(config: Config, layout: Layout, run: RunLog, number: int) -> None:
+def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
     """One round: sample D_t from the head, train, validate, accept or reject. A round after the stop leaves a note only."""
     folder = layout.round(number)
     reports = read_reports(layout, before=number)
@@ -88,16 +97,12 @@ def play_round(config: Config, layout: Layout, run: RunLog, number: int) -> None
                 config, layout, name=f"round {number} assessed", samples=prompts, source=folder / "paths", folder=folder / "assessed"
             )
         )
+        _gate(config, layout, number=number, suite="paths")
+        _gate(config, layout, number=number, suite="assessed")
         child.log_stage(make_pairs(config, layout, number=number, samples=prompts))
         child.log_json(folder / "pairs" / "report.json")
-        run_gate(
-            f"pairs_{number:02d}",
-            suite="pairs",
-            records=folder / "pairs",
-            config=config,
-            layout=layout,
-            paths={item.path.id: item.path.sample_id for item in read_shards(folder / "assessed", AssessedPath)},
-        )
+        sample_ids = {item.path.id: item.path.sample_id for item in read_shards(folder / "assessed", AssessedPath)}
+        _gate(config, layout, number=number, suite="pairs", paths=sample_ids)
         child.log_stage(train_round(config, layout, number=number, model=model))
         child.log_history(folder / "model" / "training.json", prefix="dpo")
         child.log_stage(validate_model(config, layout, model=folder / "model", folder=folder / "validation", name=f"M_{number}"))
@@ -106,13 +111,32 @@ def play_round(config: Config, layout: Layout, run: RunLog, number: int) -> None
         metrics = {**asdict(report.after), **asdict(report.training), "accepted": float(report.accepted)}
         child.log_round(metrics)
         child.log_json(folder / "report" / "report.json")
-        child.register(
-            REGISTERED_NAME,
-            folder / "model",
-            metrics=metrics,
+        register_model(
+            child,
+            name=REGISTERED_NAME,
+            folder=folder / "model",
+            metrics=numbers(metrics),
             aliases=[f"m{number}", *(["head"] if report.accepted else [])],
             tags={"accepted": str(report.accepted).lower(), "parent": report.parent_hash, "data": report.data_hash},
         )
+
+
+def _gate(config: Config, layout: Layout, *, number: int, suite: str, paths: dict[str, str] | None = None) -> None:
+    folder = layout.round(number)
+    run_gate(
+        f"{suite}_{number:02d}",
+        suite=suite,
+        records=folder / suite,
+        config=config,
+        layout=layout,
+        paths=paths,
+        folder=folder / "gates" / suite,
+    )
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The entries that are numbers."""
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
 def log_decisions(config: Config, layout: Layout) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 from rich.console import Console
 
+from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
 from flows._evaluation_stages import answer_systems, examine_reasoner, list_reasoners, make_report, publish_report
 from flows._layout import Layout
@@ -23,12 +24,14 @@ def evaluation(values: dict[str, Any]) -> None:
         for reasoner in reasoners:
             run.log_stage(examine_reasoner(config, layout, reasoner=reasoner))
         run.log_stage(answer_systems(config, layout, reasoners=reasoners))
+        run_gate("predictions", suite="predictions", records=layout.evaluation / "systems", config=config, layout=layout)
         run.log_stage(make_report(config, layout, reasoners=reasoners))
         path = publish_report(layout)
         report = read_report(path)
         run.log_json(path)
         run.log_metrics({f"test.{row.name}.{row.metric}": row.value for row in report.rows if "/" not in row.metric}, step=0)
-        run.log_plots(sorted(layout.reports.glob("*.png")))
+        for picture in sorted(layout.reports.glob("*.png")):
+            run.log_plot(picture)
         console = Console(stderr=True)
         for table in build_tables(report):
             console.print(render_rich(table))

@@ -33,7 +33,7 @@ def sft(values: dict[str, Any]) -> None:
     config = from_plain(values)
     layout = Layout.from_config(config)
     with open_flow_run("sft", config) as run:
-        run.log_stage(train_agent(config, layout, name="reasoner", examples="reason", settings=config.sft_reason))
+        run.log_stage(train_agent(config, layout, name="reasoner", examples=layout.training_set("reason"), settings=config.sft_reason))
         run.log_history(layout.model("reasoner") / "training.json", prefix="reasoner")
         agent_samples = choose_agent_samples(config, layout)
         run.log_stage(
@@ -52,16 +52,18 @@ def sft(values: dict[str, Any]) -> None:
         run.log_stage(make_summary_set(config, layout, agent_samples=agent_samples))
         run.log_json(layout.training_set("summary") / "report.json")
         run_gate("summary", suite="sft", records=layout.training_set("summary"), config=config, layout=layout)
-        run.log_stage(train_agent(config, layout, name="summarizer", examples="summary", settings=config.sft_summary))
+        run.log_stage(train_agent(config, layout, name="summarizer", examples=layout.training_set("summary"), settings=config.sft_summary))
         run.log_history(layout.model("summarizer") / "training.json", prefix="summarizer")
         for ablation in ("direct_sft", "multi_turn"):
             run.log_stage(make_ablation_set(config, layout, name=ablation, general=agent_samples))
-            run.log_stage(train_agent(config, layout, name=ablation, examples=ablation, settings=config.sft_reason))
+            run.log_stage(train_agent(config, layout, name=ablation, settings=config.sft_reason))
 
 
-def train_agent(config: Config, layout: Layout, *, name: str, examples: str, settings: SFTSettings) -> Any:
-    """Stage: SFT of one agent from the base."""
-    source = layout.training_set(examples)
+def train_agent(
+    config: Config, layout: Layout, *, name: str, settings: SFTSettings, examples: Path | None = None, folder: Path | None = None
+) -> Any:
+    """Stage: SFT of one agent from the base, on the set of its own name unless ``examples`` is another set's folder."""
+    source = examples or layout.training_set(name)
 
     def work(place: Path) -> dict[str, float]:
         from visloop.training.sft import train_sft
@@ -79,7 +81,7 @@ def train_agent(config: Config, layout: Layout, *, name: str, examples: str, set
 
     return run_stage(
         f"sft {name}",
-        folder=layout.model(name),
+        folder=folder or layout.model(name),
         inputs={"examples": source, **chat_inputs("base", config.base)},
         config={"settings": settings, "base": config.base.model, "seed": config.seed},
         code=["visloop.training.sft"],

@@ -100,7 +100,7 @@ class DataConfig:
     """The questions. ``name`` picks the reader; counts are questions per split; empty ``families`` means all."""
 
     name: str = "scenes"
-    train: int = 2000
+    train: int = 3000
     validation: int = 400
     test: int = 1000
     questions_per_scene: int = 2
@@ -113,7 +113,7 @@ class DataConfig:
 class PoolConfig:
     """Question pool (Insight-V: hard questions mined with the base, plus quotas per ability)."""
 
-    size: int = 600
+    size: int = 800
     hard_share: float = 0.5
     max_family_share: float = 0.3
     decontaminate: bool = True
