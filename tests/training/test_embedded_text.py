@@ -55,7 +55,8 @@ def test_pieces_are_one_token_each_and_not_special(processor):
         assert tokenizer.convert_tokens_to_ids(piece) not in tokenizer.all_special_ids, piece
     step = format_step(parse_step('{"summary": "find circle", "reasoning": "none", "action": "continue"}'))
     assert [token for token in tokenizer.tokenize(step) if token in STEP_PIECES] == list(STEP_PIECES)
-    assert [token for token in tokenizer.tokenize('[{"id":1,"score":90,"error":0},{"id":2,"score":5,"error":3}]') if token in JUDGE_PIECES] == [
+    scores = tokenizer.tokenize('[{"id":1,"score":90,"error":0},{"id":2,"score":5,"error":3}]')
+    assert [token for token in scores if token in JUDGE_PIECES] == [
         '[{"id":', ',"score":', ',"error":', '},{"id":', ',"score":', ',"error":', "}]",
     ]  # fmt: skip
 
