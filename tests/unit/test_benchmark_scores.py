@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visloop.chat.base import ChatReply
+from visloop.config import Sampling
 from visloop.datasets.benchmarks import BenchmarkItem
 from visloop.errors import ConfigError, DataError
 from visloop.evaluation.benchmarks.choices import infer_option, parse_mmmu_choice, read_ai2d_letter, read_mmstar_letter
+from visloop.evaluation.benchmarks.extraction import extract_answers
 from visloop.evaluation.benchmarks.open_answers import (
     extract_mathvista,
     match_chartqa,
@@ -480,3 +483,57 @@ def test_averages_say_whether_mme_is_in():
         average_benchmarks(scores, benchmarks=["docvqa", "ai2d"])
     with pytest.raises(DataError, match="besides MME"):
         average_benchmarks(scores, benchmarks=["mme"])
+
+
+# the judge that reads answers
+
+
+class Judge:
+    """Gives the next of its replies to each request and keeps what it was asked."""
+
+    name = "judge"
+
+    def __init__(self, *replies: str) -> None:
+        self.replies, self.asked = list(replies), []
+
+    def reply(self, requests, *, sampling):
+        self.asked += requests
+        return [ChatReply(text=self.replies.pop(0), finish="stop") for _ in requests]
+
+    def close(self):
+        pass
+
+
+def test_the_judge_reads_only_what_rules_cannot():
+    items = [make_item("mmbench", number, "B", options=OPTIONS) for number in range(4)]
+    judge = Judge("B. a dog", "none")
+    replies = {"mmbench-0": "(C)", "mmbench-1": "the barking one", "mmbench-2": "hard to say", "mmbench-3": None}
+    found = extract_answers(items, replies, judge=judge, sampling=Sampling())
+    assert found == {"mmbench-1": "B"}
+    assert len(judge.asked) == 2
+    text = judge.asked[0].messages[0].text
+    assert "Reply: the barking one" in text
+    assert "B. a dog" in text
+    result = score_benchmark(items, replies, system="s", extractions=found)
+    assert [prediction.correct for prediction in result.predictions][:2] == [False, True]
+    assert (result.parse_failures, result.missing, result.mode) == (1, 1, "judge")
+
+
+def test_a_judge_that_returns_garbage_is_asked_again_a_bounded_number_of_times():
+    items = [make_item("mmbench", 0, "B", options=OPTIONS)]
+    judge = Judge("well, well", "Z", "B")
+    assert extract_answers(items, {"mmbench-0": "hm"}, judge=judge, sampling=Sampling()) == {"mmbench-0": "B"}
+    assert len({request.seed for request in judge.asked}) == 3
+    judge = Judge("well, well", "Z", "Z", "B")
+    assert extract_answers(items, {"mmbench-0": "hm"}, judge=judge, sampling=Sampling()) == {}
+    assert len(judge.asked) == 3
+
+
+def test_the_judge_never_sees_the_gold_answer():
+    item = make_item("mathvista", 0, "SECRET", answer_type="integer", precision="")
+    judge = Judge("7")
+    assert extract_answers([item], {"mathvista-0": "seven, I think"}, judge=judge, sampling=Sampling()) == {"mathvista-0": "7"}
+    assert "SECRET" not in judge.asked[0].messages[0].text
+    assert "an integer" in judge.asked[0].messages[0].text
+    with pytest.raises(ConfigError, match="by rules alone"):
+        extract_answers([make_item("docvqa", 0, "x")], {}, judge=judge, sampling=Sampling())

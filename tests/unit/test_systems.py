@@ -8,7 +8,9 @@ import pytest
 
 from visloop.chat.base import ChatReply
 from visloop.config import AnswerConfig, Combine, GenerateConfig, Sampling
+from visloop.datasets.benchmarks import BenchmarkItem
 from visloop.errors import ConfigError, DataError
+from visloop.evaluation.benchmarks.scores import score_benchmark
 from visloop.evaluation.chains import build_chain_matrix, check_path, count_error_steps
 from visloop.evaluation.metrics import measure_outcomes, read_outcomes
 from visloop.evaluation.systems import (
@@ -284,6 +286,14 @@ def test_a_reasoner_without_a_scorer_has_no_path_score():
     assert measure_outcomes(read_outcomes(predictions, metric="sampled_accuracy")).value == 1.0
     with pytest.raises(DataError, match=r"1 samples have no greedy or no sampled chain, e\.g\. q0"):
         measure_reasoner(make_exam([sample]), name="M_0", greedy=[make_path(sample)], sampled=[])
+
+
+def test_a_system_can_sit_a_public_benchmark():
+    sample = make_sample(answer="B", answer_type="letter", source="ai2d")
+    item = BenchmarkItem(sample=sample, benchmark="ai2d", answers=("B",), options=("x", "y"), details={"key": "0"})
+    answers = answer_system(list_systems()[0], make_exam([sample]), models={"base": Script("base", answer="B.")})
+    result = score_benchmark([item], {answer.sample_id: answer.answer for answer in answers}, system="base direct")
+    assert (result.rows[0].name, result.rows[0].value) == ("base direct", 1.0)
 
 
 # chains against scenes
