@@ -1,7 +1,6 @@
 """DVC in small projects of their own: what a run by hand leaves is recorded, and a clone gets the same bytes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +34,9 @@ stages:
   generation:
     cmd: '"{python}" flow.py raw ${{overrides}}'
     deps: [flow.py]
-    outs: [data/raw]
+    outs:
+      - data/raw:
+          persist: true
   rounds:
     foreach:
       1: {{after: data/raw}}
@@ -45,7 +47,8 @@ stages:
         - flow.py
         - ${{item.after}}
       outs:
-        - data/rounds/${{key}}
+        - data/rounds/${{key}}:
+            persist: true
 """
 
 FLOW = """
@@ -239,20 +242,49 @@ def test_unreadable_params_are_named(project: Path) -> None:
     assert read_overrides(project) == ["experiment=smoke", "data.root=a b"]
 
 
-def test_the_project_s_stages_are_those_of_the_flows() -> None:
-    """`dvc.yaml` resolves, calls every flow, and every stage belongs to the flow that its command starts."""
-    listed = _list_stages()
+def test_repro_keeps_what_a_stage_had_finished(project: Path) -> None:
+    """DVC calls a stage again without deleting its outputs first: the flow finds its finished shards."""
+    run_dvc("repro", "generation", root=project)
+    (project / "flow.py").write_text("import pathlib; assert len(list(pathlib.Path('data/raw').iterdir())) == 3\n")
+    run_dvc("repro", "generation", root=project)
+    assert set(read_status(project)) == {"rounds@1", "rounds@2"}
+
+
+def test_stages_of_the_project_are_those_of_the_flows() -> None:
+    """``dvc.yaml`` resolves, every stage calls its flow, outputs outlive a call, and the rounds are those of the config."""
+    listed = read_stages()
     assert {name.split("@")[0] for name in listed} == set(FLOW_STAGES["pipeline"])
     config = compose_config(read_overrides(PROJECT_ROOT))
-    assert sorted(name for name in listed if name.startswith("rounds@")) == [f"rounds@{k}" for k in range(config.rounds.rounds + 1)]
+    assert sorted(name for name in listed if "@" in name) == [f"rounds@{number}" for number in range(config.rounds.rounds + 1)]
     for flow, stages in FLOW_STAGES.items():
         for stage in stages if flow != "pipeline" else ():
-            commands = [command for name, command in listed.items() if name.split("@")[0] == stage]
-            assert commands and all(command.startswith(f"python -m flows.{flow}") for command in commands)
+            found = [entry for name, entry in listed.items() if name.split("@")[0] == stage]
+            assert found and all(entry["cmd"].startswith(f"python -m flows.{flow}") for entry in found)
+    assert all(entry["persist"] for entry in listed.values())
 
 
-def _list_stages() -> dict[str, str]:
-    script = "import json; from dvc.repo import Repo; print(json.dumps({s.name: s.cmd for s in Repo('.').index.stages}))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True, env={**os.environ})
-    stages: dict[str, str] = json.loads(done.stdout)
+def test_dependencies_of_the_project_exist_or_are_made() -> None:
+    """A stage depends on tracked sources and on outputs of stages, nothing else: a renamed package would be noticed here."""
+    listed = read_stages()
+    made = [out for entry in listed.values() for out in entry["outs"]]
+    for name, entry in listed.items():
+        for path in entry["deps"]:
+            known = (PROJECT_ROOT / path).exists() and not path.startswith("data/")
+            assert known or any(path == out or path.startswith(f"{out}/") for out in made), f"{name}: {path}"
+
+
+def read_stages() -> dict[str, dict[str, Any]]:
+    """Command, dependencies and outputs of every stage of the project, as DVC resolves them."""
+    script = """if True:
+        import json
+        from dvc.repo import Repo
+        stages = Repo(".").index.stages
+        print(json.dumps({stage.name: {
+            "cmd": stage.cmd,
+            "deps": [dep.def_path for dep in stage.deps],
+            "outs": [out.def_path for out in stage.outs],
+            "persist": all(out.persist for out in stage.outs),
+        } for stage in stages}))"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    stages: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return stages
