@@ -169,7 +169,7 @@ class _Job:
             set_hub_offline(local=not needs_hub(config))
             name = name_run(self.flow_function.fn.__name__)
             reset_stage_rows()
-            return self.flow_function.with_options(flow_run_name=name)(to_plain(config))
+            return self.flow_function.with_options(flow_run_name=lambda: name)(to_plain(config))
         except VisloopError as error:
             if os.environ.get(FULL_ERROR) == "1":
                 raise
@@ -215,7 +215,7 @@ class _ConsoleFilter(logging.Filter):
 
 
 def _quiet_logs() -> None:
-    for name in ("httpx", "httpcore", "alembic", "urllib3", "filelock"):
+    for name in ("httpx", "httpcore", "alembic", "urllib3", "filelock", "mlflow", "great_expectations", "py.warnings"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler and not any(isinstance(item, _ConsoleFilter) for item in handler.filters):

@@ -64,6 +64,15 @@ class StageFolder:
             return None
         return manifest
 
+    def has_leftovers(self, key: str) -> bool:
+        """Whether work on ``key`` is left beside the outputs: a crash came after they were in place."""
+        return self._key_file.is_file() and self._key_file.read_text() == key
+
+    def remove_leftovers(self) -> None:
+        """Remove the work in progress; the caller holds the lock and the outputs are in place."""
+        if self.stage_dir.exists():
+            shutil.rmtree(self.stage_dir)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process.
@@ -71,15 +80,22 @@ class StageFolder:
         Raises:
             DataError: another process is at work on it, or the folder cannot be written.
         """
+        owner = self.stage_dir / "owner"
+        held = FileLock(self.stage_dir / "lock", timeout=0)
         try:
             self.stage_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.stage_dir / "lock", timeout=0):
-                (self.stage_dir / "owner").write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-                yield
+            held.acquire()
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         except Timeout as error:
-            owner = self.stage_dir / "owner"
             who = owner.read_text().strip() if owner.is_file() else "another process"
             raise DataError(f"{self.folder} is being written by {who}; wait for it, or stop it and run again") from error
+        except OSError as error:
+            held.release()
+            raise DataError(f"cannot write {self.stage_dir}: {error.strerror}; free space or fix the permissions") from error
+        try:
+            yield
+        finally:
+            held.release()
 
     def prepare(self, key: str) -> None:
         """Make ``build`` ready for ``key``: keep what an interrupted run with the same key left, drop the rest.
@@ -87,9 +103,10 @@ class StageFolder:
         Shards of a finished folder with the same key whose bytes are intact are taken over, so that only damaged ones are
         made again.
         """
-        if not self._key_file.is_file() or self._key_file.read_text() != key:
+        if not self.has_leftovers(key):
             for path in (self.build, self._receipts):
-                shutil.rmtree(path, ignore_errors=True)
+                if path.exists():
+                    shutil.rmtree(path)
             write_text(self._key_file, key)
         self.build.mkdir(exist_ok=True)
         self._receipts.mkdir(exist_ok=True)
@@ -132,8 +149,13 @@ class StageFolder:
         manifest = read_manifest(self.build) if self.build.is_dir() else None
         if manifest is None or manifest.key != key:
             return None
+        for name, digest in manifest.files.items():
+            path = self.build / name if (self.build / name).is_file() else self.folder / name
+            if not path.is_file() or hash_file(path) != digest:
+                (self.build / MANIFEST_NAME).unlink()
+                return None
         self._swap(manifest)
-        return manifest if not check_files(self.folder, manifest) else None
+        return manifest
 
     def _swap(self, manifest: Manifest) -> None:
         """Replace the folder's content by ``build``. Each step may be repeated, so a crash in between does no harm."""
@@ -145,7 +167,7 @@ class StageFolder:
                 os.replace(source, target)
         _remove_strangers(self.folder, keep=manifest.files)
         os.replace(self.build / MANIFEST_NAME, self.folder / MANIFEST_NAME)
-        shutil.rmtree(self.stage_dir)
+        self.remove_leftovers()
 
 
 def _make_way(target: Path, folder: Path) -> None:

@@ -5,10 +5,11 @@ intact: skipped. Killed half-way: finished shards stay. Another key: built anew 
 Inside a flow every shard is a Prefect task; outside of one (a REPL, a unit test) the same functions are called directly.
 """
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -35,6 +36,9 @@ Counts = Mapping[str, float]
 OPERATIONAL_KEYS = frozenset({"api_key_env", "base_url", "concurrency", "timeout_seconds", "max_retries"})
 """Config keys that say how a stage is carried out, not what comes out: a longer time-out must not throw work away."""
 
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES})
+
+_any = TypeAdapter(Any)
 _log = logging.getLogger(__name__)
 
 
@@ -194,9 +198,9 @@ class _Stage:
     ) -> None:
         self.name, self.folder, self.resources, self.retries = name, folder, resources, retries
         self.inputs = {role: hash_input(path) for role, path in inputs.items()}
-        self.config = _select_config(_plain_config(config), ignore)
+        self.config = _select_config(_plain(config), ignore)
         if parts:
-            self.config["shards"] = hash_json(_plain_value(parts))
+            self.config["shards"] = hash_json(_plain(parts))
         self.code = hash_code(code)
         self.key = stage_key(stage=name, inputs=self.inputs, config=self.config, code=self.code)
 
@@ -204,16 +208,23 @@ class _Stage:
         started = time.perf_counter()
         place = StageFolder(self.folder)
         manifest = place.read_finished(self.key)
-        if manifest is not None:
+        if manifest is not None and not place.has_leftovers(self.key):
             return self._report(manifest, "skipped", 0, len(manifest.shards) or 1, started)
         with place.lock():
             # Another process may have finished it since, or a crash may have come between the last output and the swap.
             manifest = place.read_finished(self.key) or place.complete_swap(self.key)
             if manifest is not None:
+                place.remove_leftovers()
                 return self._report(manifest, "skipped", 0, len(manifest.shards) or 1, started)
             place.prepare(self.key)
             try:
                 counts, shards, made, total, continued = build(place)
+            except OSError as error:
+                if error.errno not in _DISK_ERRORS:
+                    raise
+                where = error.filename or self.folder
+                hint = "free space or fix the permissions and run again; what is finished is kept"
+                raise DataError(f"stage {self.name} cannot write {where}: {error.strerror}; {hint}") from error
             finally:
                 for resource in self.resources:
                     resource.release()
@@ -236,7 +247,7 @@ class _Stage:
         # The path is the task's only parameter: what the closure holds (a model) never reaches Prefect.
         run = task(
             name=self.name,
-            task_run_name=run_name,
+            task_run_name=lambda: run_name,  # not a template: a name may hold braces
             cache_policy=NO_CACHE,
             persist_result=False,
             retries=self.retries,
@@ -260,17 +271,9 @@ def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(error, ModelError) or not isinstance(error, VisloopError)
 
 
-def _plain_config(config: Any) -> dict[str, Any]:
-    if is_dataclass(config) and not isinstance(config, type):
-        plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
-        return plain
-    return {key: _plain_value(value) for key, value in config.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain_config(value)
-    return TypeAdapter(Any).dump_python(value, mode="json")
+def _plain(value: Any) -> Any:
+    """JSON-able form of dataclasses, enums, tuples and what holds them."""
+    return _any.dump_python(value, mode="json")
 
 
 def _select_config(config: Any, ignore: Collection[str]) -> Any:
