@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from tests.fixtures.tiny_vlms import FAMILIES, TEMPLATE, save_pictures, save_tiny_vlm
 from visloop.chat.base import ChatReply, ChatRequest, Message, Sampling
+from visloop.chat.conversations import Prompt
 from visloop.chat.generate_decoding import GenerateDecoder
 from visloop.chat.keyed_sampling import KeyedSampler, filter_probabilities
 from visloop.chat.loads import count_loads, reset_loads
@@ -215,7 +216,8 @@ def test_distribution_of_a_whole_model(llava: Path, pictures: list[Path], mount:
     decoder = chat._decoder
     assert isinstance(decoder, RowDecoder)
     request = ask(pictures)[0]
-    prompt = chat._encoder.render_prompt(request)
+    (prompt,) = chat._encoder.render_prompts([request])
+    assert isinstance(prompt, Prompt)
     inputs = chat._encoder.encode_prompts([prompt], device=torch.device("cpu"), dtype=torch.float32)
     sampling = Sampling(temperature=3.0, top_k=12, max_new_tokens=1)
     with torch.inference_mode():
@@ -259,7 +261,7 @@ def test_logits_of_a_continued_row_are_those_of_a_full_pass(folder: Path, pictur
     assert isinstance(decoder, RowDecoder)
     requests = [request for request in ask(pictures, count=20) if len(request.messages[0].images) == 1]
     later = follow_up(requests, chat.reply(requests, sampling=SAMPLED))
-    prompts = [chat._encoder.render_prompt(request) for request in later]
+    prompts = [prompt for prompt in chat._encoder.render_prompts(later) if isinstance(prompt, Prompt)]
     decoder.start_call()
     matches = decoder._store.match_prompts(prompts)
     assert len(matches) == len(prompts)
@@ -402,6 +404,18 @@ def test_prompt_that_the_model_cannot_hold_is_an_error_of_its_row(world: Path, p
     fine, refused = chat.reply([short, long], sampling=replace(SAMPLED, max_new_tokens=200, temperature=0.01))
     assert refused.finish == "error" and "62 tokens, the model takes 40" in (refused.error or "")
     assert fine.finish in ("stop", "length") and fine.prompt_tokens + fine.new_tokens <= 40
+
+
+def test_conversation_that_the_template_refuses_is_an_error_of_its_row(tmp_path: Path, pictures: list[Path], mount: Mount) -> None:
+    folder = save_tiny_vlm(tmp_path / "m")
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    (template,) = folder.glob("chat_template*")
+    template.write_text(refusal + template.read_text())
+    requests = ask(pictures, count=5)
+    refused = replace(requests[2], messages=(Message(role="system", text="a"), *requests[2].messages))
+    replies = mount(folder).reply([*requests[:2], refused, *requests[3:]], sampling=GREEDY)
+    assert [reply.finish == "error" for reply in replies] == [False, False, True, False, False]
+    assert "q2" in (replies[2].error or "") and "no system turn" in (replies[2].error or "")
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(

@@ -8,7 +8,7 @@ import jinja2
 import torch
 from PIL import Image
 
-from visloop.chat.base import ChatRequest
+from visloop.chat.base import ChatRequest, Message
 from visloop.chat.images import load_image, stamp_file
 from visloop.errors import DataError, ModelError
 
@@ -37,30 +37,62 @@ class ConversationEncoder:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
-    def render_prompt(self, request: ChatRequest) -> Prompt:
-        """Render ``request`` up to where the assistant speaks, and open its pictures.
+    def render_prompts(self, requests: Sequence[ChatRequest]) -> list[Prompt | DataError]:
+        """Render each request up to where the assistant speaks, and open its pictures; what cannot be rendered is the reason why.
+
+        Conversations are rendered and tokenized together, equal ones once: with small models this is a large part of the work.
 
         Raises:
-            DataError: a picture cannot be read, or the chat template refuses the conversation.
             ModelError: the model has no chat template.
         """
-        if not request.messages or request.messages[-1].role == "assistant":
-            raise DataError(f"request {request.id}: the conversation must end with a user turn")
-        files = [path for message in request.messages for path in message.images]
-        pictures = tuple(load_image(path, max_pixels=self._max_pixels) for path in files)
-        turns = [
-            {"role": message.role, "content": [*({"type": "image"} for _ in message.images), {"type": "text", "text": message.text}]}
-            for message in request.messages
-        ]
         if not getattr(self._processor, "chat_template", None):
             raise ModelError(f"model {self._name}: its processor has no chat template; add chat_template.jinja to its folder")
+        found: list[Prompt | DataError | None] = [None] * len(requests)
+        pictures: dict[int, tuple[Image.Image, ...]] = {}
+        places: dict[tuple[Message, ...], int] = {}
+        for index, request in enumerate(requests):
+            try:
+                pictures[index] = self._open_pictures(request)
+                places.setdefault(request.messages, len(places))
+            except DataError as error:
+                found[index] = error
+        texts = self._render_texts(list(places))
+        readable = [text for text in texts if isinstance(text, str)]
+        tokenized = self.tokenizer(readable, add_special_tokens=self._adds_special(readable[0]))["input_ids"] if readable else []
+        ids = dict(zip(readable, tokenized, strict=True))
+        for index in pictures:
+            request, text = requests[index], texts[places[requests[index].messages]]
+            if isinstance(text, DataError):
+                found[index] = text
+                continue
+            keys = tuple(f"{path}:{stamp_file(path)}" for message in request.messages for path in message.images)
+            found[index] = Prompt(
+                id=request.id, text=text, ids=tuple(ids[text]), pictures=pictures[index], picture_keys=keys, seed=request.seed
+            )
+        return [one for one in found if one is not None]
+
+    def _open_pictures(self, request: ChatRequest) -> tuple[Image.Image, ...]:
+        if not request.messages or request.messages[-1].role == "assistant":
+            raise DataError("the conversation must end with a user turn")
+        files = [path for message in request.messages for path in message.images]
+        return tuple(load_image(path, max_pixels=self._max_pixels) for path in files)
+
+    def _render_texts(self, conversations: Sequence[tuple[Message, ...]]) -> list[str | DataError]:
+        """All in one call; one by one, to name the culprit, when the template refuses one of them."""
+        turns = [
+            [
+                {"role": message.role, "content": [*({"type": "image"} for _ in message.images), {"type": "text", "text": message.text}]}
+                for message in messages
+            ]
+            for messages in conversations
+        ]
         try:
-            text: str = self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            return list(self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)) if turns else []
         except jinja2.TemplateError as error:
-            raise DataError(f"request {request.id}: the chat template of {self._name} refuses the conversation: {error}") from error
-        ids = self.tokenizer(text, add_special_tokens=self._adds_special(text))["input_ids"]
-        keys = tuple(f"{path}:{stamp_file(path)}" for path in files)
-        return Prompt(id=request.id, text=text, ids=tuple(ids), pictures=pictures, picture_keys=keys, seed=request.seed)
+            if len(conversations) == 1:
+                roles = ", ".join(message.role for message in conversations[0])
+                return [DataError(f"the chat template of {self._name} refuses a conversation of the turns {roles}: {error}")]
+        return [text for messages in conversations for text in self._render_texts([messages])]
 
     def encode_prompts(self, prompts: Sequence[Prompt], *, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Model inputs of several prompts, all with or all without pictures; padded on the left.

@@ -5,6 +5,7 @@ import io
 import math
 from functools import lru_cache
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -14,14 +15,15 @@ MAX_DECLARED_PIXELS = 80_000_000
 """A header that declares more than this is refused before a pixel is decoded (a small file can unpack to gigabytes)."""
 
 _CACHED_PICTURES = 64
+_IN_USE: WeakValueDictionary[tuple[Path, int, int, int, int | None], Image.Image] = WeakValueDictionary()
 _PASSED_THROUGH = {"JPEG": "image/jpeg", "PNG": "image/png"}
 
 
 def load_image(path: Path | str, *, max_pixels: int, min_pixels: int | None = None) -> Image.Image:
     """The picture as RGB, turned upright by its EXIF tag, transparent parts white, scaled into the pixel budget.
 
-    The aspect ratio is kept; a picture inside the budget keeps its size. The last pictures are kept in memory (until the
-    file changes), so the returned image is shared: copy it before drawing on it.
+    The aspect ratio is kept; a picture inside the budget keeps its size. Pictures in use and the last few others are kept
+    in memory (until the file changes), so the returned image is shared: copy it before drawing on it.
 
     Args:
         max_pixels: largest width * height; a larger picture is scaled down.
@@ -31,7 +33,11 @@ def load_image(path: Path | str, *, max_pixels: int, min_pixels: int | None = No
         DataError: the file is missing, not a picture, cut short, damaged, or declares more than ``MAX_DECLARED_PIXELS``.
     """
     path = Path(path)
-    return _load_cached(path, *stamp_file(path), max_pixels, min_pixels)
+    key = (path, *stamp_file(path), max_pixels, min_pixels)
+    picture = _IN_USE.get(key)
+    if picture is None:
+        picture = _IN_USE[key] = _load_cached(*key)
+    return picture
 
 
 def encode_data_url(path: Path | str, *, max_pixels: int) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 
 from visloop.chat.base import Finish
 from visloop.chat.conversations import Prompt
@@ -132,15 +131,26 @@ def _match_prompt(prompt: Prompt, rows: Sequence[tuple[Batch, int]]) -> Match | 
 
     At least one token of the prompt stays to be computed: its logits are wanted.
     """
+    ids = list(prompt.ids)
     best, best_key = None, (0, False)
-    for batch, slot in rows:
+    for batch, slot in sorted(rows, key=lambda place: place[0].rows[place[1]].prompt.id != prompt.id):
         row = batch.rows[slot]
-        if prompt.ids[: len(row.tokens)] == tuple(row.tokens):
-            shared = len(row.tokens)
-        else:
-            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(row.tokens, prompt.ids, strict=False)))
-        shared = min(shared, len(prompt.ids) - 1)
+        shared = min(count_shared(row.tokens, ids), len(ids) - 1)
         key = (shared, row.prompt.id == prompt.id)
         if shared >= max(1, row.first_free or 0) and key > best_key:
             best, best_key = Match(batch, slot, shared), key
+        if key[1] and shared == len(row.tokens):
+            break  # its own row, whole
     return best
+
+
+def count_shared(first: list[int], second: list[int]) -> int:
+    """Number of leading elements that two lists share, by bisection over slices."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

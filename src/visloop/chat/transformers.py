@@ -93,11 +93,11 @@ class TransformersChat:
             raise ModelError(f"chat model {self.name!r} was closed; open it again with open_chat")
         replies: dict[int, ChatReply] = {}
         prompts: dict[int, Prompt] = {}
-        for index, request in enumerate(requests):
-            try:
-                prompts[index] = self._encoder.render_prompt(request)
-            except DataError as error:
-                replies[index] = ChatReply(text="", finish="error", error=str(error))
+        for index, rendered in enumerate(self._encoder.render_prompts(requests)):
+            if isinstance(rendered, DataError):
+                replies[index] = ChatReply(text="", finish="error", error=f"request {requests[index].id}: {rendered}")
+            else:
+                prompts[index] = rendered
         self._decoder.start_call()
         try:
             places = list(prompts)
