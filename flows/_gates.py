@@ -34,7 +34,7 @@ class GateContext:
     Attributes:
         data: the data folder, to which image paths are relative.
         samples: known samples by id; empty for the gate on the samples themselves.
-        evaluation_hashes: SHA-256 of every picture that training must not see.
+        evaluation_pictures: SHA-256 of the pictures of each question that training must not see, one set per question.
         picture_hashes: recorded SHA-256 by image path; other pictures are hashed from disk.
         paths: sample id by path id; the ``pairs`` gate needs it.
         max_unjudged_rate: share of records, 0-1, that may be ``unjudged`` (``assessed``).
@@ -42,7 +42,7 @@ class GateContext:
 
     data: Path
     samples: Mapping[str, Sample] = field(default_factory=dict)
-    evaluation_hashes: frozenset[str] = frozenset()
+    evaluation_pictures: frozenset[frozenset[str]] = frozenset()
     picture_hashes: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, str] | None = None
     max_unjudged_rate: float = 0.05
@@ -59,11 +59,11 @@ class GateContext:
         """Context over all splits: the pictures of validation and test samples are what training must not see."""
         known = {sample.id: sample for sample in samples}
         hashes = {path: digest for sample in known.values() for path, digest in zip(sample.images, sample.image_hashes, strict=False)}
-        held_out = frozenset(digest for sample in known.values() if sample.split != "train" for digest in sample.image_hashes)
+        held_out = frozenset(frozenset(sample.image_hashes) for sample in known.values() if sample.split != "train")
         return cls(
             data=data,
             samples=known,
-            evaluation_hashes=held_out,
+            evaluation_pictures=held_out,
             picture_hashes=hashes,
             paths=paths,
             max_unjudged_rate=max_unjudged_rate,

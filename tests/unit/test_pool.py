@@ -77,8 +77,9 @@ def test_decontamination_by_picture_and_by_group_but_not_by_text_alone() -> None
     held = make_sample("held", images=("a.png", "b.png"), image_hashes=("ha", "hb"), group="g")
     samples = [
         replace(
-            held, id="picture", images=("c.png", "d.png"), image_hashes=("hc", "hb"), question="another question", group="x"
-        ),  # one of two pictures
+            held, id="picture", images=("c.png", "d.png"), image_hashes=("hb", "ha"), question="another question", group="x"
+        ),  # the same pictures, in another order
+        replace(held, id="box", image_hashes=("ha", "h9"), question="a third question", group="x"),  # one shared box, another scene
         replace(held, id="rendered", image_hashes=("h1", "h2")),  # the same scene, drawn again
         replace(held, id="text", image_hashes=("h3", "h4"), group="x"),  # the same words on other pictures: fine
         replace(held, id="group", image_hashes=("h5", "h6"), question="another question"),  # another question on the scene
@@ -88,7 +89,7 @@ def test_decontamination_by_picture_and_by_group_but_not_by_text_alone() -> None
         samples, held_out=[held], base=dict.fromkeys((sample.id for sample in samples), "wrong"), hard_share=1.0, max_family_share=1.0
     )
     assert report.dropped == {"held_out_image": ("picture",), "held_out_group": ("rendered",)}
-    assert [sample.id for sample in pool] == ["text", "group", "answer"]
+    assert [sample.id for sample in pool] == ["box", "text", "group", "answer"]
     assert report.same_text == 2, "kept questions whose words occur in the held-out set: text and answer"
     kept, report = build(
         samples,
@@ -98,7 +99,7 @@ def test_decontamination_by_picture_and_by_group_but_not_by_text_alone() -> None
         max_family_share=1.0,
         decontaminate=False,
     )
-    assert len(kept) == 5 and "held_out_image" not in report.dropped
+    assert len(kept) == 6 and "held_out_image" not in report.dropped
 
 
 def test_decontamination_without_hashes_is_refused() -> None:

@@ -56,8 +56,9 @@ def build_pool(
     """Choose ``config.size`` questions, in the order of ``samples``.
 
     In this order: exact duplicates go (same pictures by hash, same normalised question; the first stays); with
-    ``config.decontaminate`` a question goes when one of its pictures is in a held-out set, or when a held-out question of
-    the same group has the same text and answer (a re-rendered picture has another hash); a question without a verdict of
+    ``config.decontaminate`` a question goes when its pictures, as a set, are those of a held-out question (a statement about
+    three boxes may share a box with others and still be about another scene), or when a held-out question of the same group
+    has the same text and answer (a re-rendered picture has another hash); a question without a verdict of
     the base is in neither stratum and goes. Then ``hard_share`` of the pool is drawn from the questions the base answered
     wrong and the rest from those it answered right, at random but with at most ``max_family_share`` of the pool per family.
 
@@ -127,11 +128,11 @@ def _drop_held_out(samples: Sequence[Sample], *, held_out: Sequence[Sample], dro
         bare = [sample.id for sample in (*samples, *held_out) if len(sample.image_hashes) != len(sample.images)]
         if bare:
             raise DataError(f"pool: {len(bare)} samples lack image hashes, e.g. {bare[0]}; they cannot be compared with the held-out sets")
-    hashes = {digest for sample in held_out for digest in sample.image_hashes}
+    scenes = {frozenset(sample.image_hashes) for sample in held_out}
     texts = {_text_key(sample) for sample in held_out}
     kept = []
     for sample in samples:
-        if not hashes.isdisjoint(sample.image_hashes):
+        if frozenset(sample.image_hashes) in scenes:
             dropped["held_out_image"].append(sample.id)
         elif _text_key(sample) in texts:
             dropped["held_out_group"].append(sample.id)
