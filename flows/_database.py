@@ -79,10 +79,10 @@ def connect(mlruns: Path) -> PatientClient:
 
 @cache
 def _open_client(folder: Path, address: str) -> PatientClient:
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
 
+    for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
+        logging.getLogger(name).setLevel(logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(address)
     with FileLock(folder / ".initialise.lock"):  # two processes that migrate an empty database at once break it

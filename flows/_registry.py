@@ -8,6 +8,7 @@ not used: over a local base it silently drops adapters when the model is loaded 
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from flows._database import call_patiently, connect
+from flows._provenance import clean_name
 from flows._tracking import TrackedRun
 from visloop.errors import DataError, ModelError
 from visloop.ids import hash_file, hash_json
@@ -61,7 +63,7 @@ def register_model(
     Raises:
         ModelError: the folder holds no model files.
     """
-    from mlflow.entities import LoggedModelStatus
+    from mlflow.entities import LoggedModelStatus, Metric
 
     files = _hash_model(folder)
     digest = hash_json(files)
@@ -84,8 +86,9 @@ def register_model(
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
             raise
         client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-        for metric, value in (metrics or {}).items():
-            client.log_metric(run.run_id, metric, float(value), step=run.step, model_id=logged.model_id)
+        now = int(time.time() * 1000)
+        values = [Metric(clean_name(key), float(value), now, run.step, model_id=logged.model_id) for key, value in (metrics or {}).items()]
+        client.log_batch(run.run_id, metrics=values)
         _ensure_name(run, name)
         version = client.create_model_version(
             name, source=f"models:/{logged.model_id}", run_id=run.run_id, model_id=logged.model_id, tags=labels
