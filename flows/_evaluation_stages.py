@@ -187,7 +187,7 @@ def make_report(config: Config, layout: Layout, *, reasoners: Sequence[Reasoner]
     }
 
     def work(place: Path) -> dict[str, float]:
-        systems = {items[0].system: items for items in _read_predictions(layout.evaluation / "systems")}
+        systems = read_systems(layout)
         chains = {reasoner.name: read_shard(layout.evaluation / reasoner.name / "predictions.jsonl", Prediction) for reasoner in reasoners}
         rows: list[Row] = []
         for items in systems.values():
@@ -292,7 +292,9 @@ def _read_round(layout: Layout, reasoner: Reasoner) -> dict[str, Any]:
     return {"pairs": report["counts"].get("pairs", 0), "violations": [violation["message"] for violation in report["violations"]]}
 
 
-def _read_predictions(folder: Path) -> list[list[Prediction]]:
+def read_systems(layout: Layout) -> dict[str, list[Prediction]]:
+    """The predictions of every system by its name, in the order of the table."""
+    folder = layout.evaluation / "systems"
     order = {name: index for index, name in enumerate(read_json(folder / "manifest.json")["config"]["systems"])}
     read = [read_shard(path, Prediction) for path in sorted(folder.glob("*.jsonl"))]
-    return sorted(read, key=lambda items: order[items[0].system])
+    return {items[0].system: items for items in sorted(read, key=lambda items: order[items[0].system])}

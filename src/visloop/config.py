@@ -265,7 +265,8 @@ class AnswerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Held-out evaluation. ``vote_chains``: chains per question for best-of-N and self-consistency rows."""
+    """Held-out evaluation. ``vote_chains``: chains per question for best-of-N and self-consistency rows. ``fractions`` are
+    the points of the data-scaling curve, ``seeds`` the runs of the table over seeds."""
 
     confidence: float = 0.95
     bootstrap_samples: int = 2000
@@ -273,6 +274,7 @@ class EvaluationConfig:
     vote_chains: int = 4
     scorer: Scorer = Scorer.judge
     fractions: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
 
 
 @dataclass
