@@ -56,7 +56,7 @@ def _measure_samples(rows: Sequence[Row], context: GateContext) -> list[Facts]:
             splits_of_group.setdefault(row.record.group, set()).add(row.record.split)
             for digest in row.record.image_hashes:
                 splits_of_picture.setdefault(digest, set()).add(row.record.split)
-    facts = []
+    facts: list[Facts] = []
     for row in rows:
         sample = row.record
         if sample is None:

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from flows._facts import FACT_NAMES, MEASURES, OK, Frame, Row
+from flows._facts import FACT_NAMES, MEASURES, Frame, Row
 from flows._gates import GateContext
+from flows._pictures import OK
 from visloop.errors import DataError
 from visloop.records.reasoning import AssessedPath, Prediction, PreferencePair, ReasoningPath, Sample, SFTExample
 

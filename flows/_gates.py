@@ -18,7 +18,7 @@ from visloop.records.reasoning import Sample
 from visloop.records.shards import write_text
 
 if TYPE_CHECKING:
-    from flows._frames import Frame
+    from flows._facts import Frame
 
 SUITE_NAMES = ("samples", "paths", "assessed", "sft", "pairs", "predictions")
 PAGE_NAME, RESULT_NAME = "index.html", "result.json"

@@ -15,14 +15,15 @@ import great_expectations as gx
 from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.row_conditions import Column
-from great_expectations.render.renderer import ValidationResultsPageRenderer
-from great_expectations.render.view import DefaultJinjaPageView
+from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
+from great_expectations.render.view.view import DefaultJinjaPageView
 
-from flows._facts import OK, Frame
+from flows._facts import Frame
 from flows._gates import GateContext
+from flows._pictures import OK
 from visloop.records.reasoning import AnswerStatus, AnswerType, ExampleKind, PathStatus, ScoreStatus, Split, Verdict
 
-_EXPECT = gx.expectations
+_EXPECT: Any = gx.expectations
 _EXTERNAL = re.compile(r"<script\b[^>]*\bsrc=[^>]*>\s*</script>|<link\b[^>]*>|<img\b[^>]*\bsrc=\"https?:[^>]*>", re.IGNORECASE)
 _STYLE = """<style>body{font:15px/1.5 sans-serif;margin:2em;max-width:110em}table{border-collapse:collapse;margin:.5em 0}
 td,th{border:1px solid #bbb;padding:.3em .6em;text-align:left;vertical-align:top}.modal,.navbar,#gx-walkthrough{display:none}</style>"""
@@ -59,24 +60,37 @@ def _named(rule: str, description: str, *, severity: str = "critical") -> dict[s
 
 
 def _fact(rule: str, column: str, description: str, *, severity: str = "critical") -> Expectation:
-    return _EXPECT.ExpectColumnValuesToBeInSet(column=column, value_set=[OK], **_named(rule, description, severity=severity))
+    expectation: Expectation = _EXPECT.ExpectColumnValuesToBeInSet(
+        column=column, value_set=[OK], **_named(rule, description, severity=severity)
+    )
+    return expectation
 
 
 def _known(rule: str, column: str, values: Any, description: str) -> Expectation:
-    return _EXPECT.ExpectColumnValuesToBeInSet(column=column, value_set=list(get_args(values)), **_named(rule, description))
+    expectation: Expectation = _EXPECT.ExpectColumnValuesToBeInSet(
+        column=column, value_set=list(get_args(values)), **_named(rule, description)
+    )
+    return expectation
 
 
 def _unique(rule: str, columns: Sequence[str], description: str) -> Expectation:
     if len(columns) == 1:
-        return _EXPECT.ExpectColumnValuesToBeUnique(column=columns[0], **_named(rule, description))
+        expectation: Expectation = _EXPECT.ExpectColumnValuesToBeUnique(column=columns[0], **_named(rule, description))
+        return expectation
     named = _named(rule, description)
-    return _EXPECT.ExpectCompoundColumnsToBeUnique(column_list=list(columns), ignore_row_if="any_value_is_missing", **named)
+    expectation: Expectation = _EXPECT.ExpectCompoundColumnsToBeUnique(
+        column_list=list(columns), ignore_row_if="any_value_is_missing", **named
+    )
+    return expectation
 
 
 def _rate(rule: str, column: str, *, refused: str, known: Any, limit: float, description: str) -> Expectation:
     allowed = [value for value in get_args(known) if value != refused]
     mostly = max(0.0, 1.0 - limit - 1e-9)  # the last term: a rate that equals the limit is let through whatever its binary form
-    return _EXPECT.ExpectColumnValuesToBeInSet(column=column, value_set=allowed, mostly=mostly, **_named(rule, description))
+    expectation: Expectation = _EXPECT.ExpectColumnValuesToBeInSet(
+        column=column, value_set=allowed, mostly=mostly, **_named(rule, description)
+    )
+    return expectation
 
 
 def _every_suite() -> list[Expectation]:
@@ -230,7 +244,11 @@ def run_suite(frame: Frame, *, suite: str, context: GateContext) -> SuiteOutcome
     run = checkpoint.run(batch_parameters={"dataframe": frame.table})
     (validation,) = run.run_results.values()
     outcomes = {outcome.rule: outcome for outcome in map(_read_outcome, validation.results)}
-    return SuiteOutcome(tuple(outcomes[rule.meta["rule"]] for rule in rules), _render_page(validation, suite))
+    return SuiteOutcome(tuple(outcomes[_name_rule(rule.meta)] for rule in rules), _render_page(validation, suite))
+
+
+def _name_rule(meta: Mapping[str, Any] | None) -> str:
+    return str((meta or {})["rule"])
 
 
 def _read_outcome(result: ExpectationValidationResult) -> RuleOutcome:
@@ -246,7 +264,7 @@ def _read_outcome(result: ExpectationValidationResult) -> RuleOutcome:
     if not result.success and not found:
         note = _read_exception(result.exception_info) or f"found {result_value.get('observed_value')}"
     return RuleOutcome(
-        rule=config.meta["rule"] if config.meta else config.type,
+        rule=_name_rule(config.meta),
         description=config.description or config.type,
         severity=str(getattr(config.severity, "value", config.severity)),
         passed=bool(result.success),
@@ -265,6 +283,6 @@ def _read_exception(information: Mapping[str, Any] | None) -> str:
 
 def _render_page(validation: ExpectationSuiteValidationResult, suite: str) -> str:
     """The data docs page of one validation, self-contained: its external scripts, styles and pictures are left out."""
-    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(validation))
+    page: str = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(validation))  # type: ignore[no-untyped-call]
     page = _EXTERNAL.sub("", page)
     return page.replace("</head>", f"<title>Gate {html.escape(suite)}</title>{_STYLE}</head>", 1)

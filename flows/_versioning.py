@@ -127,7 +127,7 @@ def read_overrides(root: Path) -> list[str]:
     """
     file = root / PARAMS_NAME
     try:
-        return shlex.split(OmegaConf.load(file)[OVERRIDES_KEY])
+        return shlex.split(OmegaConf.to_object(OmegaConf.load(file))[OVERRIDES_KEY])  # type: ignore[index, call-overload]
     except (OSError, YAMLError, OmegaConfBaseException, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"{file}: needs the key {OVERRIDES_KEY!r} with one line of text, e.g. {OVERRIDES_KEY}: '' ({error})") from error
 

@@ -339,7 +339,7 @@ def test_shards_are_read_line_by_line_and_rows_named(data: Path, context: GateCo
     second = stage / "0001.jsonl"
     second.write_bytes(second.read_bytes()[:-40])
     with pytest.raises(GateError) as caught:
-        check(stage, "paths", context, tmp_path)
+        check([stage / "0000.jsonl", second], "paths", context, tmp_path / "elsewhere")
     message = str(caught.value)
     assert "0001.jsonl:3: not JSON" in message and "p3 at" in message and "0001.jsonl:2: no sample nobody" in message
     rows = [json.loads(line) for line in (tmp_path / "reasoning/quarantine/paths.jsonl").read_text().splitlines()]
