@@ -5,6 +5,7 @@ is decided from each rule's own severity, because a checkpoint is unsuccessful f
 """
 
 import html
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from flows._pictures import OK
 from visloop.records.reasoning import AnswerStatus, AnswerType, ExampleKind, PathStatus, ScoreStatus, Split, Verdict
 
 _EXPECT: Any = gx.expectations
+logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells of every temporary folder
 _EXTERNAL = re.compile(r"<script\b[^>]*\bsrc=[^>]*>\s*</script>|<link\b[^>]*>|<img\b[^>]*\bsrc=\"https?:[^>]*>", re.IGNORECASE)
 _STYLE = """<style>body{font:15px/1.5 sans-serif;margin:2em;max-width:110em}table{border-collapse:collapse;margin:.5em 0}
 td,th{border:1px solid #bbb;padding:.3em .6em;text-align:left;vertical-align:top}.modal,.navbar,#gx-walkthrough{display:none}</style>"""
@@ -74,12 +76,11 @@ def _known(rule: str, column: str, values: Any, description: str) -> Expectation
 
 
 def _unique(rule: str, columns: Sequence[str], description: str) -> Expectation:
-    if len(columns) == 1:
-        expectation: Expectation = _EXPECT.ExpectColumnValuesToBeUnique(column=columns[0], **_named(rule, description))
-        return expectation
     named = _named(rule, description)
-    expectation: Expectation = _EXPECT.ExpectCompoundColumnsToBeUnique(
-        column_list=list(columns), ignore_row_if="any_value_is_missing", **named
+    expectation: Expectation = (
+        _EXPECT.ExpectColumnValuesToBeUnique(column=columns[0], **named)
+        if len(columns) == 1
+        else _EXPECT.ExpectCompoundColumnsToBeUnique(column_list=list(columns), ignore_row_if="any_value_is_missing", **named)
     )
     return expectation
 
