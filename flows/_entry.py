@@ -9,12 +9,14 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -24,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from flows._environment import PROJECT_ROOT, set_hub_offline
-from flows._summary import print_stage_table, reset_stage_rows
+from flows._servers import stop_orphaned_servers
 from visloop.config import Backend, ChatConfig, Config
 from visloop.errors import ConfigError, VisloopError
 
@@ -112,7 +114,9 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
         ConfigError: an unknown key, group or option, or a value of a wrong type; the key is named.
     """
     try:
-        with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        # Inside of a Hydra job the composer is there already, and a second one would be refused.
+        started = GlobalHydra.instance().is_initialized()
+        with nullcontext() if started else hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
             composed = hydra.compose(CONFIG_NAME, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"configuration ({' '.join(overrides) or 'no overrides'}): {_describe(error)}") from error
@@ -167,16 +171,15 @@ class _Job:
         try:
             config = from_plain(_plain_container(composed))
             set_hub_offline(local=not needs_hub(config))
+            for server in stop_orphaned_servers():
+                _log.warning("stopped process %d, the Prefect server of a flow that was killed", server)
             name = name_run(self.flow_function.fn.__name__)
-            reset_stage_rows()
             return self.flow_function.with_options(flow_run_name=lambda: name)(to_plain(config))
         except VisloopError as error:
             if os.environ.get(FULL_ERROR) == "1":
                 raise
             _report(error)
             sys.exit(1)
-        finally:
-            print_stage_table()
 
 
 def _plain_container(composed: DictConfig) -> dict[str, Any]:

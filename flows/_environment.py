@@ -7,6 +7,8 @@ the user has set wins.
 import os
 from pathlib import Path
 
+from flows._servers import OWNER
+
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 TELEMETRY_OFF = {
@@ -29,6 +31,8 @@ DEFAULTS = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # Several forks of tokenizers in one process tree dead-lock; shards are batched, so its threads bring nothing.
     "TOKENIZERS_PARALLELISM": "false",
+    # The embedded models are so small that a second thread costs more than it brings, and on a busy machine many times more.
+    "OMP_NUM_THREADS": "1",
     # A model of a few megabytes needs no bar of its own; the stages have theirs.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -39,6 +43,7 @@ def set_environment() -> None:
     """Switch telemetry off and set the defaults of this project where the user has said nothing."""
     for name, value in {**TELEMETRY_OFF, **DEFAULTS}.items():
         os.environ.setdefault(name, value)
+    os.environ[OWNER] = str(os.getpid())
 
 
 def set_hub_offline(*, local: bool) -> None:

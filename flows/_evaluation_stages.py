@@ -113,7 +113,7 @@ def answer_systems(config: Config, layout: Layout, *, reasoners: Sequence[Reason
     }
     lazies = {"base": Lazy(partial(open_chat, config.base))}
     lazies |= {role: Lazy(partial(open_chat, mount_model(config.base, folder))) for role, folder in folders.items()}
-    judges = Judges(config, layout, show_answer=False)
+    judges = Judges(config, layout)
 
     def work(place: Path) -> dict[str, float]:
         exam = make_exam(config, layout)
@@ -126,7 +126,7 @@ def answer_systems(config: Config, layout: Layout, *, reasoners: Sequence[Reason
             elif system.kind == "two_agents":
                 sampled = sampled or write_chains(exam, model=models[system.model], count=system.chains, sampled=True)
                 chains = sampled
-            scorer = judges.open_scorer() if system.combine is Combine.best_of_n else None
+            scorer = judges.open_judge(show_answer=False) if system.combine is Combine.best_of_n else None
             predictions = run_system(system, exam, models=models, generate=config.generate, scorer=scorer, chains=chains)
             write_shard(place / f"{name_file(system)}.jsonl", predictions)
         return {"systems": len(systems), "questions": len(exam.samples)}
@@ -138,7 +138,7 @@ def answer_systems(config: Config, layout: Layout, *, reasoners: Sequence[Reason
             "raw": layout.raw,
             **folders,
             **chat_inputs("base", config.base),
-            **judges.inputs(),
+            **chat_inputs("judge", config.assess.judge),
             **{f"chains {reasoner.name}": layout.evaluation / reasoner.name for reasoner in accepted},
         },
         config={

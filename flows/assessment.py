@@ -45,9 +45,8 @@ def assessment(values: dict[str, Any]) -> None:
 class Judges:
     """The models that assess: opened with the first shard that needs them, closed with the stage."""
 
-    def __init__(self, config: Config, layout: Layout, *, show_answer: bool | None = None) -> None:
+    def __init__(self, config: Config, layout: Layout) -> None:
         self.config, self.layout = config, layout
-        self.show_answer = config.assess.show_answer if show_answer is None else show_answer
         self.judge: Lazy[ChatModel] = Lazy(partial(open_chat, config.assess.judge))
         self.text_judge = None if config.assess.text_judge is None else Lazy(partial(open_chat, config.assess.text_judge))
 
@@ -57,14 +56,18 @@ class Judges:
 
     def open_scorer(self) -> PathScorer:
         """The path scorer that the config names."""
-        assess = self.config.assess
-        if assess.scorer is Scorer.verifier:
+        if self.config.assess.scorer is Scorer.verifier:
             return VerifierScorer(read_truths(self.layout))
+        return self.open_judge(show_answer=self.config.assess.show_answer)
+
+    def open_judge(self, *, show_answer: bool) -> ChatScorer:
+        """The judge model, also where the config scores by the verifier: at inference no ground truth is in reach."""
+        assess = self.config.assess
         return ChatScorer(
             self.judge.get(),
             prompts=PromptSet(self.config.prompts),
             sampling=assess.judge_sampling,
-            show_answer=self.show_answer,
+            show_answer=show_answer,
             passes=assess.passes,
             max_reasks=assess.max_reasks,
             max_paths_per_call=assess.max_paths_per_call,
