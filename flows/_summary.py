@@ -28,6 +28,12 @@ class StageRow:
 _rows: list[StageRow] = []
 
 
+def open_console() -> Console:
+    """The terminal (standard error); wide enough for the tables where the output goes to a file."""
+    console = Console(stderr=True)
+    return console if console.is_terminal else Console(stderr=True, width=160)
+
+
 def add_stage_row(row: StageRow) -> None:
     _rows.append(row)
 
@@ -59,4 +65,4 @@ def render_stage_table(rows: Iterable[StageRow]) -> Table:
 def print_stage_table() -> None:
     """Print the table to the terminal (standard error) where there is a row."""
     if _rows:
-        Console(stderr=True).print(render_stage_table(_rows))
+        open_console().print(render_stage_table(_rows))

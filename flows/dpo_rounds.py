@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
-from rich.console import Console
 from rich.table import Table
 
 from flows._checks import run_gate
@@ -24,6 +23,7 @@ from flows._round_stages import (
     validate_model,
 )
 from flows._run import open_flow_run
+from flows._summary import open_console
 from flows._tracking import TrackedRun
 from flows.assessment import assess_folder
 from flows.sft import sample_folder
@@ -149,7 +149,7 @@ def log_decisions(config: Config, layout: Layout) -> None:
         score = "" if after.path_score is None else f"{after.path_score:.1f}"
         pairs = str(report.counts.get("pairs", ""))
         table.add_row(f"M_{report.round}", pairs, f"{after.sampled_accuracy:.3f}", f"{after.greedy_accuracy:.3f}", score, decision)
-    Console(stderr=True).print(table)
+    open_console().print(table)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from typing import Any
 
 from prefect import flow
-from rich.console import Console
 
 from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
 from flows._evaluation_stages import answer_systems, examine_reasoner, list_reasoners, make_report, publish_report
 from flows._layout import Layout
 from flows._run import open_flow_run
+from flows._summary import open_console
 from visloop.evaluation.report import read_report
 from visloop.evaluation.tables import build_tables, render_rich
 
@@ -32,7 +32,7 @@ def evaluation(values: dict[str, Any]) -> None:
         run.log_metrics({f"test.{row.name}.{row.metric}": row.value for row in report.rows if "/" not in row.metric}, step=0)
         for picture in sorted(layout.reports.glob("*.png")):
             run.log_plot(picture)
-        console = Console(stderr=True)
+        console = open_console()
         for table in build_tables(report):
             console.print(render_rich(table))
         console.print(f"report: {path}", markup=False)

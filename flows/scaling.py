@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from rich.console import Console
 
 from flows._entry import from_plain, run_flow
 from flows._evaluation_stages import CHAIN_METRICS, Reasoner, examine_reasoner
@@ -16,6 +15,7 @@ from flows._layout import Layout
 from flows._records import read_json, write_bytes
 from flows._run import open_flow_run
 from flows._stage import run_stage
+from flows._summary import open_console
 from flows.assessment import make_reason_set
 from flows.sft import train_agent
 from visloop.config import Config
@@ -51,7 +51,7 @@ def scaling(values: dict[str, Any]) -> None:
         run.log_plot(layout.reports / "scaling.png")
         run.log_json(layout.reports / "scaling.json")
         rows = read_report(layout.reports / "scaling.json").rows
-        Console(stderr=True).print(render_rich(build_systems_table(rows, metrics=METRICS, title="Data scaling")))
+        open_console().print(render_rich(build_systems_table(rows, metrics=METRICS, title="Data scaling")))
 
 
 def locate_share(layout: Layout, fraction: float) -> Path:

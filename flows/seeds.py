@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from rich.console import Console
 
 from flows._entry import from_plain, run_flow, to_plain
 from flows._evaluation_stages import CHAIN_METRICS, list_reasoners, read_systems
@@ -17,6 +16,7 @@ from flows._layout import Layout
 from flows._records import write_bytes
 from flows._run import open_flow_run
 from flows._stage import run_stage
+from flows._summary import open_console
 from flows.pipeline import pipeline
 from visloop.config import Config
 from visloop.evaluation.metrics import Outcomes, Paired, combine_seeds, compare_seeds, read_outcomes
@@ -46,7 +46,7 @@ def seeds(values: dict[str, Any]) -> None:
         report = read_report(path)
         run.log_json(path)
         run.log_metrics({f"seeds.{row.name}.{row.metric}": row.value for row in report.rows}, step=0)
-        console = Console(stderr=True)
+        console = open_console()
         for table in build_tables(report):
             console.print(render_rich(table))
         console.print(f"report: {path}", markup=False)
