@@ -25,7 +25,7 @@ from flows._pictures import OK
 from visloop.records.reasoning import AnswerStatus, AnswerType, ExampleKind, PathStatus, ScoreStatus, Split, Verdict
 
 _EXPECT: Any = gx.expectations
-logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells of every temporary folder
+logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # it sets INFO for itself, and says nothing new
 _EXTERNAL = re.compile(r"<script\b[^>]*\bsrc=[^>]*>\s*</script>|<link\b[^>]*>|<img\b[^>]*\bsrc=\"https?:[^>]*>", re.IGNORECASE)
 _STYLE = """<style>body{font:15px/1.5 sans-serif;margin:2em;max-width:110em}table{border-collapse:collapse;margin:.5em 0}
 td,th{border:1px solid #bbb;padding:.3em .6em;text-align:left;vertical-align:top}.modal,.navbar,#gx-walkthrough{display:none}</style>"""
