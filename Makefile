@@ -77,7 +77,8 @@ lint: $(INSTALLED) ## ruff, format, import rules, types, spelling
 
 .PHONY: base
 base: $(INSTALLED) ## train the embedded models from nothing and write their model cards (minutes to an hour)
-	@$(RUN) -m visloop.embedded.build $(ARGS)
+	@$(RUN) -m visloop.embedded.train --out .embedded $(ARGS)
+	cp -r .embedded/base .embedded/judge src/visloop/embedded/weights/
 
 .PHONY: bench
 bench: $(INSTALLED) ## speed and memory against named baselines; results in benchmarks/results
