@@ -34,10 +34,11 @@ class Row:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Rows and the cache that holds them, slot by slot."""
+    """Rows and the cache that holds them, slot by slot. ``gone``: slots whose rows went on in another batch."""
 
     cache: RowCache
     rows: list[Row]
+    gone: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,14 +82,31 @@ class PrefixStore:
         self._current.append(batch)
 
     def match_prompts(self, prompts: Sequence[Prompt]) -> dict[int, Match]:
-        """By the prompts' indices, the kept row that shares most with each; prompts that no row serves are left out."""
-        rows: dict[tuple[str, ...], list[tuple[Batch, int]]] = {}
+        """By the prompts' indices, the kept row that serves each best; prompts that no row serves are left out.
+
+        First choice is the row of the same request id, if it is continued whole; then the row that shares most, the newest
+        among equals. It must share all pictures and half of the prompt, else copying it costs more than it saves. At least
+        one token of the prompt stays to be computed: its logits are wanted.
+        """
+        own: dict[str, Match] = {}
+        alike: dict[tuple[str, ...], list[tuple[Batch, int, Row]]] = {}
         for batch in self._earlier:
             for slot, row in enumerate(batch.rows):
-                if row.first_free is not None:
-                    rows.setdefault(row.prompt.picture_keys, []).append((batch, slot))
-        matches = {index: _match_prompt(prompt, rows.get(prompt.picture_keys, [])) for index, prompt in enumerate(prompts)}
-        return {index: match for index, match in matches.items() if match is not None}
+                if slot not in batch.gone and row.first_free is not None:
+                    alike.setdefault(row.prompt.picture_keys, []).append((batch, slot, row))
+                    own.setdefault(row.prompt.id, Match(batch, slot, len(row.tokens)))
+        best: dict[tuple[tuple[int, ...], tuple[str, ...]], Match | None] = {}
+        matches: dict[int, Match] = {}
+        for index, prompt in enumerate(prompts):
+            if (match := own.get(prompt.id)) is not None and _is_continued(match, prompt):
+                matches[index] = match
+                continue
+            key = (prompt.ids, prompt.picture_keys)
+            if key not in best:
+                best[key] = _match_prompt(prompt, alike.get(prompt.picture_keys, []))
+            if (match := best[key]) is not None:
+                matches[index] = match
+        return matches
 
     def sort_matches(self, matches: Mapping[int, Match]) -> list[int]:
         """The prompts' indices as their rows lie in the caches, so that whole caches go on uncopied."""
@@ -96,18 +114,24 @@ class PrefixStore:
         return sorted(matches, key=lambda index: (places[id(matches[index].batch)], matches[index].slot))
 
     def take_rows(self, prompts: Sequence[Prompt], *, matches: Mapping[int, Match]) -> Batch:
-        """The matched rows out of their caches in one batch, each cut to what its prompt shares; the rest stays kept."""
+        """The matched rows in one batch, each cut to what its prompt shares.
+
+        A row that is continued whole by its own request moves; of any other a copy is made and the row stays.
+        """
         taken: Batch | None = None
         for batch in list(self._earlier):
             mine = sorted((match.slot, index) for index, match in matches.items() if match.batch is batch)
             if not mine:
                 continue
+            slots = [slot for slot, _ in mine]
+            moved = {slot for slot, index in mine if batch.rows[slot].prompt.id == prompts[index].id}
             rows = [
                 replace(batch.rows[slot], index=index, prompt=prompts[index], tokens=list(prompts[index].ids), new=[], finish=None)
                 for slot, index in mine
             ]
-            part = Batch(batch.cache.pick_slots([slot for slot, _ in mine]), rows)
-            self._leave_rows(batch, taken={slot for slot, _ in mine})
+            lengths = [matches[row.index].shared + row.expansion for row in rows]
+            part = Batch(batch.cache.pick_slots(slots, lengths=lengths, move=len(moved) == len(batch.rows)), rows)
+            self._leave_rows(batch, moved=moved)
             if taken is None:
                 taken = part
             else:
@@ -115,32 +139,36 @@ class PrefixStore:
                 taken.rows += part.rows
         if taken is None:
             raise ValueError("no prompt matches a kept row")
-        taken.cache.lengths = [matches[row.index].shared + row.expansion for row in taken.rows]
         return taken
 
-    def _leave_rows(self, batch: Batch, *, taken: set[int]) -> None:
-        rest = [slot for slot in range(len(batch.rows)) if slot not in taken]
-        if rest:
-            batch.cache, batch.rows = batch.cache.pick_slots(rest), [batch.rows[slot] for slot in rest]
-        else:
+    def _leave_rows(self, batch: Batch, *, moved: set[int]) -> None:
+        """Forget the rows that moved; close the gaps when less than half of the slots are in use."""
+        batch.gone |= moved
+        rest = [slot for slot in range(len(batch.rows)) if slot not in batch.gone]
+        if not rest:
             self._earlier.remove(batch)
+        elif 2 * len(rest) < len(batch.rows):
+            batch.cache, batch.rows, batch.gone = batch.cache.pick_slots(rest), [batch.rows[slot] for slot in rest], set()
 
 
-def _match_prompt(prompt: Prompt, rows: Sequence[tuple[Batch, int]]) -> Match | None:
-    """The row that shares most with ``prompt``; among equals that of the same request id, then the newest.
+def _is_continued(match: Match, prompt: Prompt) -> bool:
+    """Whether ``prompt`` goes on behind everything that the row holds."""
+    row = match.batch.rows[match.slot]
+    return (
+        row.prompt.picture_keys == prompt.picture_keys
+        and match.shared < len(prompt.ids)
+        and prompt.ids[: match.shared] == tuple(row.tokens)
+    )
 
-    At least one token of the prompt stays to be computed: its logits are wanted.
-    """
+
+def _match_prompt(prompt: Prompt, rows: Sequence[tuple[Batch, int, Row]]) -> Match | None:
     ids = list(prompt.ids)
-    best, best_key = None, (0, False)
-    for batch, slot in sorted(rows, key=lambda place: place[0].rows[place[1]].prompt.id != prompt.id):
-        row = batch.rows[slot]
+    best: Match | None = None
+    for batch, slot, row in rows:
         shared = min(count_shared(row.tokens, ids), len(ids) - 1)
-        key = (shared, row.prompt.id == prompt.id)
-        if shared >= max(1, row.first_free or 0) and key > best_key:
-            best, best_key = Match(batch, slot, shared), key
-        if key[1] and shared == len(row.tokens):
-            break  # its own row, whole
+        enough = 2 * (shared + row.expansion) >= len(ids) + row.expansion
+        if enough and shared >= max(1, row.first_free or 0) and (best is None or shared > best.shared):
+            best = Match(batch, slot, shared)
     return best
 
 

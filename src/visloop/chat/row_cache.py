@@ -114,15 +114,20 @@ class RowCache(Cache):
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, torch.finfo(self._dtype).min)
         return columns, mask[:, None]
 
-    def pick_slots(self, slots: Sequence[int]) -> "RowCache":
-        """A cache of ``slots``, in that order: itself if these are all its slots as they stand, else a copy without spare room.
+    def pick_slots(self, slots: Sequence[int], *, lengths: Sequence[int] | None = None, move: bool = False) -> "RowCache":
+        """A cache of ``slots``, in that order, as a copy without spare room.
 
-        A slot may be named several times.
+        Args:
+            slots: a slot may be named several times.
+            lengths: cut the picked rows to these lengths.
+            move: the caller gives this cache up; if ``slots`` are all its slots as they stand, it is returned itself.
         """
-        if list(slots) == list(range(len(self.lengths))):
+        kept = [self.lengths[slot] for slot in slots] if lengths is None else list(lengths)
+        if move and list(slots) == list(range(len(self.lengths))):
+            self.lengths = kept
             return self
         picked = RowCache(layers=len(self.layers), rows=0, device=self._device, dtype=self._dtype)
-        picked.lengths = [self.lengths[slot] for slot in slots]
+        picked.lengths = kept
         index, longest = torch.tensor(list(slots), device=self._device), max(picked.lengths)
         for layer, source in zip(picked.layers, self.layers, strict=True):
             layer.fill(source.keys[:, :, :longest].index_select(0, index), source.values[:, :, :longest].index_select(0, index))

@@ -119,7 +119,7 @@ class RowDecoder:
         self._measure_room(rows)
         cache = RowCache(layers=self._layers, rows=len(unique), device=self._model.device, dtype=self._model.dtype)
         logits = self._forward(cache, ids, counts, **inputs)
-        return Batch(cache.pick_slots(slots), rows), logits[torch.tensor(slots, device=logits.device)]
+        return Batch(cache.pick_slots(slots, move=True), rows), logits[torch.tensor(slots, device=logits.device)]
 
     def _find_free(self, prompt: Prompt, encoded: list[int]) -> int | None:
         """Number of leading ids up to the last picture; None if the encoded ids do not end as ``prompt.ids`` do."""
