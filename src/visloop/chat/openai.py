@@ -166,13 +166,14 @@ class OpenAIChat:
         elif isinstance(error, APIConnectionError):
             text = f"no connection ({error.__cause__ or error})"
         elif isinstance(error, APIStatusError):
-            text = f"status {error.status_code} ({error.message})"
+            text = f"status {error.status_code} ({error.response.text or error.message})"
         elif isinstance(error, ReplyError):
             text = str(error)
         else:
             text = f"malformed body ({error})"
-        text = " ".join(text.split())[:500]
-        return text.replace(self._key, "***") if self._key else text
+        if self._key:
+            text = text.replace(self._key, "***")
+        return " ".join(text.split())[:500]
 
 
 def build_messages(messages: Sequence[Message], max_pixels: int) -> list[Any]:
