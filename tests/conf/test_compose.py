@@ -55,8 +55,10 @@ def test_experiment_composes_and_differs_from_the_default(path: Path) -> None:
 def test_experiment_says_how_it_is_run(path: Path) -> None:
     package, command = path.read_text().splitlines()[:2]
     assert package == "# @package _global_"
-    flow = command.removeprefix("# python -m flows.").split()[0]
-    assert command == f"# python -m flows.{flow} experiment={path.stem}"
+    flow, experiment, *overrides = command.removeprefix("# python -m flows.").split()
+    assert (CONFIG_DIR.parent / "flows" / f"{flow}.py").is_file()
+    assert experiment == f"experiment={path.stem}"
+    compose_config([experiment, *overrides])
 
 
 def _leaves(value: object, prefix: str = "") -> set[str]:
