@@ -8,6 +8,10 @@ from flows._layout import Layout
 from flows._records import read_samples, write_json
 from flows._stage import run_stage
 from visloop.config import Config
+from visloop.ids import hash_tree
+
+_RULES = [Path(__file__).parent / name for name in ("_suites.py", "_facts.py", "_frames.py", "_pictures.py")]
+"""The code behind the rules: a changed rule checks old records again."""
 
 
 def run_gate(
@@ -52,7 +56,12 @@ def run_gate(
         f"gate {name}",
         folder=folder or layout.gate(name),
         inputs={"records": records, "raw": layout.raw},
-        config={"suite": suite, "files": list(files or ()), "max_unjudged_rate": config.assess.max_unjudged_rate},
+        config={
+            "suite": suite,
+            "files": list(files or ()),
+            "max_unjudged_rate": config.assess.max_unjudged_rate,
+            "rules": hash_tree(_RULES),
+        },
         code=["visloop.records"],
         work=work,
     )

@@ -6,8 +6,9 @@ from prefect import flow
 
 from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
-from flows._evaluation_stages import answer_systems, examine_reasoner, list_reasoners, make_report, publish_report
+from flows._evaluation_stages import answer_systems, examine_reasoner, list_reasoners
 from flows._layout import Layout
+from flows._report_stages import make_report, publish_report
 from flows._run import open_flow_run
 from flows._summary import open_console
 from visloop.evaluation.report import read_report
