@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from tokenizers import AddedToken
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils.logging import disable_progress_bar
 
 from visloop.chat.loads import note_load
 from visloop.chat.weights import resolve_model
@@ -22,6 +23,7 @@ from visloop.records.chains import CHAIN_TOKENS
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "base.json"
+disable_progress_bar()  # a bar per load and save would break into the run's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ def load_policy(model: str | Path, *, dtype: str = "float32", attn_implementatio
         processor = AutoProcessor.from_pretrained(source)
         if adapter:
             loaded = PeftModel.from_pretrained(loaded, source, is_trainable=trainable)
+            loaded.peft_config["default"].base_model_name_or_path = base  # in memory; the file names it relative to itself
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"{source}: cannot be loaded as an image-text model: {error}") from error
     note_load(source)

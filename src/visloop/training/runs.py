@@ -1,6 +1,5 @@
 """One training run: from settings to the trainer's arguments, through checkpoints to a report."""
 
-import gc
 import logging
 import math
 import os
@@ -234,9 +233,8 @@ def release_trainer(trainer: Trainer) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     vars(base).pop("forward", None)
-    trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = None
-    gc.collect()
+    trainer.accelerator.free_memory()
 
 
 def remove_checkpoints(out: Path) -> None:
