@@ -153,6 +153,7 @@ def test_a_reply_does_not_depend_on_its_neighbours(processor, encoder):
         )
 
     alone = [ask([index])[0] for index in (0, 1)]
+    assert ask([2]) == ask([0, 2])[1:]
     assert ask([1, 2, 0])[0] == alone[1]
     assert ask([1, 2, 0])[2] == alone[0]
     assert alone[0] != alone[1]

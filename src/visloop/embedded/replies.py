@@ -39,11 +39,11 @@ def generate_replies(
             ids = torch.full((len(chosen), longest), encoder.pad)
             for row, index in enumerate(chosen):
                 ids[row, longest - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
-            rows = torch.tensor([row for index in chosen for row in pictures[index]])
+            rows = [row for index in chosen for row in pictures[index]]
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=(ids != encoder.pad).long().to(device),
-                pixel_values=pixels[rows].to(device),
+                **({"pixel_values": pixels[rows].to(device)} if rows else {}),
                 max_new_tokens=max_new_tokens,
                 do_sample=sampled,
                 temperature=1.0 if sampled else None,
