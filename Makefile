@@ -16,7 +16,7 @@ ARGS ?=
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
 TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/visloop/config.py src/visloop/records \
 	src/visloop/prompts src/visloop/chat/base.py src/visloop/scenes src/visloop/reasoning \
-	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_stage.py flows/_summary.py
+	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py
 
 # No telemetry, from this Makefile's children either.
 export DO_NOT_TRACK := 1
@@ -95,5 +95,5 @@ clean: ## caches and Hydra's output folders; results stay
 
 .PHONY: distclean
 distclean: clean ## back to a fresh checkout: also the environment and every result that git does not track
-	@rm -rf $(VENV) .prefect mlruns
+	@rm -rf $(VENV) .prefect mlruns .embedded .dvc/cache .dvc/tmp .dvc-remote
 	[ ! -d data ] || git clean -qfdX data

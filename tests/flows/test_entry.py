@@ -61,6 +61,7 @@ def _run_module(patch: pytest.MonkeyPatch, module: str, *arguments: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("name", FLOWS)
 def test_every_flow_has_help_and_prints_its_values(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
