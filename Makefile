@@ -50,7 +50,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(RUN) -m pip install --disable-pip-version-check --no-input --progress-bar off -c constraints.txt -e '.[dev]' \
 		2> >(grep --line-buffered -vE 'Location .* is ignored|\[notice\]' >&2) \
 		| awk '/^Collecting /         {n++; if (n % 25 == 0) {print "  " n " packages found"; fflush()}}
-		       /^Installing collected/ {print "  unpacking " n " packages"; fflush()}'
+		       /^Installing collected/ {if (n) {print "  unpacking " n " packages"; fflush()}}'
 	touch $@
 	echo "Installed in $$((SECONDS - started)) s."
 

@@ -168,7 +168,7 @@ def test_named_variants_change_what_they_name() -> None:
     [
         ("dpo.bta=0.2", "dpo.bta"),
         ("+dpo.bta=0.2", "bta"),
-        ("generate.sampling.temprature=1", "generate.sampling.temprature"),
+        ("generate.sampling.heat=1", "generate.sampling.heat"),
         ("+anything=1", "anything"),
         ("dpo.beta=much", "dpo.beta"),
         ("rounds.rounds=2.5", "rounds.rounds"),
