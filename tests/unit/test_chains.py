@@ -102,3 +102,16 @@ def test_chain_states(text: str, answer: str | None, complete: bool) -> None:
 def test_text_without_a_chain_is_refused(text: str) -> None:
     with pytest.raises(ReplyError):
         parse_chain(text)
+
+
+@pytest.mark.parametrize("text", ["look <thoughts> here", "</thoughts>", "<output>3</output>"])
+def test_a_tag_inside_a_step_is_refused(text: str) -> None:
+    """A tag in a step would end or reopen the chain when the agents' text is read back."""
+    with pytest.raises(ReplyError, match="tag"):
+        parse_step(json.dumps({"summary": "look", "reasoning": text, "action": "continue"}))
+
+
+def test_a_colon_in_the_summary_survives_as_a_dash() -> None:
+    step = parse_step(json.dumps({"summary": "Step 1: find: it", "reasoning": "at 3:45", "action": "summary"}))
+    assert step.summary == "Step 1 - find - it"
+    assert parse_chain(format_chain((step,), "yes")).steps == (step,)

@@ -30,8 +30,11 @@ def format_step(step: ReasoningStep) -> str:
 def parse_step(reply: str) -> ReasoningStep:
     """Read one step from a reply that must hold one JSON object; text around the object (fences, prose) is passed over.
 
+    The step must survive as a line of a chain: white space becomes single spaces, and a colon in the summary, which would be
+    read back as its end, becomes a dash.
+
     Raises:
-        ReplyError: no complete JSON object, a missing or empty key, or an unknown action.
+        ReplyError: no complete JSON object, a missing or empty key, an unknown action, or a chain's tag inside a text.
     """
     start = reply.find("{")
     if start < 0:
@@ -45,7 +48,11 @@ def parse_step(reply: str) -> ReasoningStep:
         text = value.get(key)
         if not isinstance(text, str) or not text.strip():
             raise ReplyError(f"key {key!r} must hold non-empty text, got {text!r}")
+        tag = next((token for token in CHAIN_TOKENS if token in text), None)
+        if tag is not None:
+            raise ReplyError(f"key {key!r} holds the tag {tag}, which only a whole chain may have: {text[:80]!r}")
         fields[key] = re.sub(r"\s+", " ", text).strip()
+    fields["summary"] = re.sub(r"\s*:\s*", " - ", fields["summary"]).strip(" -") or "-"
     if fields["action"] not in _ACTIONS:
         raise ReplyError(f"action must be one of {', '.join(_ACTIONS)}, got {fields['action']!r}")
     return ReasoningStep(summary=fields["summary"], reasoning=fields["reasoning"], action=fields["action"])  # type: ignore[arg-type]
