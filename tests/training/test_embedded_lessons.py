@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from visloop.embedded.judge_lessons import (
     list_rivals,
     make_judging,
     score_path,
+    write_checks,
 )
 from visloop.embedded.lessons import LessonMix, draw_lesson, draw_lesson_questions, tell_chain, write_stepwise
 from visloop.embedded.perception import GroundingMix, describe_scene, draw_find, draw_grounding_turns
@@ -206,7 +208,7 @@ def test_judge_conversations_never_show_more_paths_than_asked_and_comparisons_ha
     question = draw_questions(scenes[0], seed=3)[0]
     path = score_path(scenes[0], question, question.steps, question.answer, spec=DEFAULT_WORLD)
     pool = [JudgedQuestion(0, question, (path,) * 12)]
-    mix = JudgeMix(compared=0.3, sampled=0.3, hidden_answer=0.0)
+    mix = JudgeMix(compared=0.3, checked=0.0, sampled=0.3, hidden_answer=0.0)
     draw = make_judging(gallery, scenes=range(20), pool=pool, spec=DEFAULT_WORLD, mix=mix, prompts=PROMPTS)
     rng = random.Random(1)
     for _ in range(100):
@@ -216,6 +218,23 @@ def test_judge_conversations_never_show_more_paths_than_asked_and_comparisons_ha
         if dialogue.scene is not None:
             entries = json.loads(reply)
             assert 1 <= len(entries) == text.count("<thoughts>") <= MOST_PATHS
+
+
+def test_checks_ask_of_every_line_whether_it_is_right():
+    scene = make_scene(((RED, BLUE),), seed=1)
+    question = draw_questions(scene, seed=3, families=("exist",))[0]
+    wrong = replace(question.steps[0], reasoning="x4 y4")
+    paths = [
+        score_path(scene, question, (wrong, question.steps[1]), question.answer, spec=DEFAULT_WORLD),
+        score_path(scene, question, question.steps, question.answer, spec=DEFAULT_WORLD),
+    ]
+    first, second = (f"{step.summary}: {step.reasoning}" for step in question.steps)
+    assert write_checks(question, paths) == (
+        (f"check {question.question} : {question.answer}\npath 1\n{wrong.summary}: x4 y4", "no"),
+        (second, "yes"),
+        (f"path 2\n{first}", "yes"),
+        (second, "yes"),
+    )
 
 
 def make_path(score, error):

@@ -16,7 +16,7 @@ from visloop.embedded.card import CardFacts, format_table, write_card
 from visloop.embedded.checkpoints import StageStore, load_model, save_shipped
 from visloop.embedded.language import Stage
 from visloop.embedded.pictures import draw_scenes, render_pixels
-from visloop.embedded.recipe import Recipe, TowerStage
+from visloop.embedded.recipe import JudgeRecipe, Recipe, TowerStage
 from visloop.embedded.run_base import BaseRun
 from visloop.embedded.run_judge import JudgeRun
 from visloop.embedded.tower import train_tower
@@ -40,14 +40,13 @@ TINY = Recipe(
     matching=shorten("matching"),
     grounding=shorten("grounding"),
     lessons=shorten("lessons"),
-    judging=shorten("judging"),
+    statements_stage=shorten("statements"),
     examined=8,
     examined_statements=4,
-    sampled_questions=6,
-    sampled_paths=2,
     grounding_accepted=0.0,
     accepted=0.0,
 )
+PLAN = JudgeRecipe(checking=shorten("checking"), judging=shorten("judging"), sampled_questions=6, sampled_paths=2)
 
 
 def make_run(folder: Path, recipe: Recipe = TINY, *, seed: int = 0, lines: list[str] | None = None) -> BaseRun:
@@ -75,20 +74,20 @@ def finished(tmp_path_factory):
 
 def test_a_continued_run_equals_an_uninterrupted_one(finished, tmp_path):
     shutil.copytree(finished / "stages", tmp_path / "stages")
-    for stage in ("grounding", "lessons"):
+    for stage in ("grounding", "lessons", "statements"):
         shutil.rmtree(tmp_path / "stages" / stage)
     lines: list[str] = []
     run = make_run(tmp_path, lines=lines)
     run.run()
-    assert [line.split()[0] for line in lines if "/" in line] == ["grounding", "lessons"]
-    whole = load_file(finished / "stages" / "lessons" / "model.safetensors")
-    continued = load_file(tmp_path / "stages" / "lessons" / "model.safetensors")
+    assert [line.split()[0] for line in lines if "/" in line] == ["grounding", "lessons", "statements"]
+    whole = load_file(finished / "stages" / "statements" / "model.safetensors")
+    continued = load_file(tmp_path / "stages" / "statements" / "model.safetensors")
     assert whole.keys() == continued.keys()
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
 
 
 def test_only_the_tower_stage_changes_the_tower(finished):
-    towers = [load_file(finished / "stages" / stage / "model.safetensors") for stage in ("tower", "lessons")]
+    towers = [load_file(finished / "stages" / stage / "model.safetensors") for stage in ("tower", "statements")]
     changed = {name for name in towers[0] if not torch.equal(towers[0][name], towers[1][name])}
     assert changed
     assert not any("vision_tower" in name for name in changed)
@@ -115,7 +114,7 @@ def test_the_shipped_file_is_half_precision_and_loads_as_single(finished):
     assert {value.dtype for value in stored.values()} == {torch.float16}
     model = AutoModelForImageTextToText.from_pretrained(finished / "base")
     assert model.dtype == torch.float32
-    exact = load_model(finished / "stages" / "lessons")[0].state_dict()
+    exact = load_model(finished / "stages" / "statements")[0].state_dict()
     assert exact.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, exact[name], rtol=6e-4, atol=1e-7)
@@ -125,9 +124,12 @@ def test_the_card_reports_the_measured_table(finished):
     card = (finished / "base" / "README.md").read_text()
     model, _ = load_model(finished / "base")
     assert f"{sum(value.numel() for value in model.parameters()):,} parameters" in card
-    for row in ("majority", "direct", "chain greedy", "chain sampled", "stepwise greedy", "stepwise sampled"):
+    for row in ("questions", "majority", "direct", "chain greedy", "chain sampled", "stepwise greedy", "stepwise sampled"):
         assert f"| {row} |" in card
     assert "lessons: 3 steps of 4" in card
+    seconds = [json.loads(file.read_text())["figures"]["cpu_seconds"] for file in (finished / "stages").glob("*/stage.json")]
+    assert len(seconds) == 6
+    assert f"{sum(seconds) / 60:.0f} CPU minutes" in card
 
 
 def test_a_stage_that_misses_its_figure_stops_the_run(tmp_path):
@@ -141,6 +143,7 @@ def test_a_base_that_says_nothing_readable_makes_no_judge(finished, tmp_path):
         finished / "base",
         tmp_path / "judge",
         recipe=TINY,
+        plan=PLAN,
         spec=DEFAULT_WORLD,
         prompts=PromptSet("compact"),
         seed=0,
@@ -241,11 +244,11 @@ def test_a_missing_gpu_is_an_error_and_auto_is_not(monkeypatch):
 
 
 def test_tables_leave_cells_of_missing_columns_empty(tmp_path):
-    assert format_table({"a": {"x": 0.5, "y": 12.34}, "b": {"y": 1.0}}, corner="m").splitlines() == [
+    assert format_table({"a": {"x": 0.5, "y": 12.34}, "b": {"y": 7}}, corner="m").splitlines() == [
         "| m | x | y |",
         "|---|---|---|",
         "| a | 0.500 | 12.3 |",
-        "| b |  | 1.000 |",
+        "| b |  | 7 |",
     ]
     facts = CardFacts(
         title="T",

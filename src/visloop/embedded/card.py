@@ -23,15 +23,18 @@ class CardFacts:
 
 
 def format_table(table: Table, *, corner: str) -> str:
-    """A Markdown table: one row per entry, columns in the order in which they first appear, three decimals."""
+    """A Markdown table: one row per entry, columns in the order in which they first appear.
+
+    Whole numbers are counts; shares get three decimals, larger values one.
+    """
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
+
+    def show(value: float) -> str:
+        return f"{value:.0f}" if isinstance(value, int) else f"{value:.3f}" if abs(value) <= 1 else f"{value:.1f}"
+
     lines = [f"| {corner} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name, row in table.items():
-        cells = [f"{row[column]:.3f}" if abs(row[column]) <= 1 else f"{row[column]:.1f}" for column in columns if column in row]
-        if len(cells) < len(columns):
-            cells = [
-                (f"{row[column]:.3f}" if abs(row[column]) <= 1 else f"{row[column]:.1f}") if column in row else "" for column in columns
-            ]
+        cells = [show(row[column]) if column in row else "" for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

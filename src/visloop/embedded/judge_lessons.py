@@ -25,12 +25,13 @@ MOST_PATHS = 8
 
 @dataclass(frozen=True, slots=True)
 class ScoredPath:
-    """A chain with the verdict of the exact verifier, score on the judge's coarse scale."""
+    """A chain with the verdict of the exact verifier: score on the judge's coarse scale, first wrong step (0: none), each step's."""
 
     steps: tuple[ReasoningStep, ...]
     answer: str | None
     score: int
     error: int
+    right: tuple[bool, ...] = ()
 
 
 def coarsen_score(score: float) -> int:
@@ -41,7 +42,7 @@ def coarsen_score(score: float) -> int:
 def score_path(scene: Scene, question: SceneQuestion, steps: Sequence[ReasoningStep], answer: str | None, *, spec: WorldSpec) -> ScoredPath:
     """The verifier's verdict on a chain, in the judge's units."""
     check = verify_steps(scene, gold_steps=question.steps, gold_answer=question.answer, steps=tuple(steps), answer=answer, spec=spec)
-    return ScoredPath(tuple(steps), answer, coarsen_score(check.score), check.first_error_step or 0)
+    return ScoredPath(tuple(steps), answer, coarsen_score(check.score), check.first_error_step or 0, check.steps_right)
 
 
 def format_scores(paths: Sequence[ScoredPath]) -> str:
@@ -112,16 +113,35 @@ class JudgedQuestion:
     paths: tuple[ScoredPath, ...]
 
 
+PATH_COUNTS = (1, 1, 2, 2, 3, 4, 6, MOST_PATHS)
+"""Numbers of paths shown together, each as likely as it stands here: few are learned first, many must be known too."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeMix:
-    """Shares of the judge's conversations: ``compared`` answers, ``sampled`` scorings of the base's own
-    chains, else injected faults. ``rehearsed``: share of the base's lessons among all conversations of the stage."""
+    """Shares of the judge's conversations: ``rehearsed`` lessons of the base, ``compared`` answers, ``checked`` chains told
+    step by step, else scorings. Of the checked and scored chains a share ``sampled`` comes from the base, the others
+    are exact (``exact``: probability that one is among them) or hold an injected fault.
+    """
 
-    compared: float = 0.08
-    sampled: float = 0.4
-    exact: float = 0.5
+    rehearsed: float = 0.12
+    compared: float = 0.1
+    checked: float = 0.25
+    sampled: float = 0.5
+    exact: float = 0.6
     hidden_answer: float = 0.1
-    rehearsed: float = 0.15
+
+
+def write_checks(question: SceneQuestion, paths: Sequence[ScoredPath]) -> tuple[tuple[str, str], ...]:
+    """Chains told line by line, each line answered with whether it is right: the dense lesson that scoring rests on."""
+    turns = []
+    for number, path in enumerate(paths, start=1):
+        for index, (step, right) in enumerate(zip(path.steps, path.right, strict=True)):
+            line = f"{step.summary}: {step.reasoning}"
+            line = line if index else f"path {number}\n{line}"
+            turns.append((line, "yes" if right else "no"))
+    first, reply = turns[0]
+    return ((f"check {question.question} : {question.answer}\n{first}", reply), *turns[1:])
 
 
 def make_judging(
@@ -136,19 +156,21 @@ def make_judging(
     """A source of judge conversations about the given scenes; ``pool`` holds the sampled chains (may be empty)."""
 
     def draw(rng: random.Random) -> Dialogue:
-        kind = rng.random()
-        if pool and kind < mix.sampled:
+        if pool and rng.random() < mix.sampled:
             judged = rng.choice(pool)
-            index, question, paths = judged.scene, judged.question, list(judged.paths)
+            index, question, paths = judged.scene, judged.question, rng.sample(judged.paths, len(judged.paths))
         else:
             index = rng.choice(scenes)
-            scene = gallery.scenes[index]
-            question = draw_questions(scene, seed=rng.getrandbits(32), spec=spec, count=1)[0]
-            if kind > 1 - mix.compared:
-                return Dialogue(None, (draw_comparison(rng, question, spec=spec, prompts=prompts),))
-            paths = draw_paths(rng, scene, question, spec=spec, count=rng.randint(1, MOST_PATHS), exact=mix.exact)
-        rng.shuffle(paths)
-        shown = render_scoring(question, paths[:MOST_PATHS], prompts=prompts, show_answer=rng.random() >= mix.hidden_answer)
-        return Dialogue(index, ((shown, format_scores(paths[:MOST_PATHS])),))
+            question = draw_questions(gallery.scenes[index], seed=rng.getrandbits(32), spec=spec, count=1)[0]
+            paths = draw_paths(rng, gallery.scenes[index], question, spec=spec, count=rng.choice(PATH_COUNTS), exact=mix.exact)
+            rng.shuffle(paths)
+        kind = rng.random()
+        if kind < mix.compared:
+            return Dialogue(None, (draw_comparison(rng, question, spec=spec, prompts=prompts),))
+        if kind < mix.compared + mix.checked:
+            return Dialogue(index, write_checks(question, paths[:4]))
+        paths = paths[: rng.choice(PATH_COUNTS)]
+        shown = render_scoring(question, paths, prompts=prompts, show_answer=rng.random() >= mix.hidden_answer)
+        return Dialogue(index, ((shown, format_scores(paths)),))
 
     return draw

@@ -32,6 +32,11 @@ class Stage:
     weight_decay: float = 0.01
     clip: float = 1.0
 
+    def describe(self) -> str:
+        """One line for a model card."""
+        decay = f"linear decay over the last {self.down:.0%}" if self.down else "no decay"
+        return f"{self.name}: {self.steps} steps of {self.batch_size}, learning rate {self.learning_rate:g}, {decay}"
+
 
 def draw_batches(draw: DrawDialogue, *, gallery: Gallery, encoder: DialogueEncoder, batch_size: int, seed: int) -> Iterator[Batch]:
     """An endless stream of batches of similar length, fresh conversations in each."""

@@ -145,6 +145,10 @@ class Examination:
             right += positions is not None and set(positions) == set(execute_find(step, scene.boxes))
         return right / len(finds)
 
+    def count_questions(self) -> dict[str, float]:
+        """Questions of each family and in all."""
+        return dict(Counter(question.family for _, question in self.items)) | {"all": len(self.items)}
+
     def majority(self) -> dict[str, float]:
         """Share of the commonest answer within each family, and over all with the family known."""
         answers: dict[str, Counter[str]] = defaultdict(Counter)

@@ -30,30 +30,46 @@ class TowerStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeRecipe:
+    """How the judge is made from the base: two stages, and the chains sampled from the base that they show.
+
+    Checking lines comes before scoring paths: from scoring replies alone nothing was learned.
+    """
+
+    checking: Stage = field(default_factory=lambda: Stage(name="checking", steps=800, learning_rate=1e-3, batch_size=16, down=0.0))
+    judging: Stage = field(default_factory=lambda: Stage(name="judging", steps=1400, learning_rate=1e-3, batch_size=16, down=0.5))
+    check: JudgeMix = field(default_factory=lambda: JudgeMix(checked=0.7))
+    judge: JudgeMix = field(default_factory=JudgeMix)
+    sampled_questions: int = 2500
+    sampled_paths: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides the weights, besides the seed.
+    """Everything that decides the base's weights, besides the seed, and how both models are measured.
 
     ``scenes`` single pictures and ``statements`` scenes of three boxes make the pool; ``boxed`` is the share of
-    conversations about the latter. ``grounded`` is the share of grounding conversations among the lessons.
+    conversations about the latter (``statements_boxed`` in the last stage). ``grounded`` is the share of grounding
+    conversations among the lessons.
     """
 
     scenes: int = 14000
     statements: int = 2500
     boxed: float = 0.14
     grounded: float = 0.2
+    statements_boxed: float = 0.6
     tower: TowerStage = field(default_factory=TowerStage)
     captions: Stage = field(default_factory=lambda: Stage(name="captions", steps=480, learning_rate=1.5e-3, batch_size=32, down=0.25))
     matching: Stage = field(default_factory=lambda: Stage(name="matching", steps=4000, learning_rate=1.2e-3, batch_size=16, down=0.0))
     grounding: Stage = field(default_factory=lambda: Stage(name="grounding", steps=2000, learning_rate=1.2e-3, batch_size=16, down=0.3))
     lessons: Stage = field(default_factory=lambda: Stage(name="lessons", steps=3000, learning_rate=1.1e-3, batch_size=16, down=0.4))
-    judging: Stage = field(default_factory=lambda: Stage(name="judging", steps=1200, learning_rate=8e-4, batch_size=16, down=0.5))
+    statements_stage: Stage = field(
+        default_factory=lambda: Stage(name="statements", steps=700, learning_rate=9e-4, batch_size=16, down=0.6)
+    )
     plain: GroundingMix = field(default_factory=GroundingMix)
     spatial: GroundingMix = field(default_factory=lambda: GroundingMix(spatial=0.2, negated=0.05))
     boxes: GroundingMix = field(default_factory=lambda: GroundingMix(turns=8, negated=0.1, described=0.3))
     mix: LessonMix = field(default_factory=LessonMix)
-    judge: JudgeMix = field(default_factory=JudgeMix)
-    sampled_questions: int = 2500
-    sampled_paths: int = 4
     examined: int = 600
     examined_statements: int = 120
     grounding_accepted: float = 0.5
@@ -61,7 +77,7 @@ class Recipe:
 
     def list_stages(self) -> tuple[Stage, ...]:
         """The base's language stages in order."""
-        return self.captions, self.matching, self.grounding, self.lessons
+        return self.captions, self.matching, self.grounding, self.lessons, self.statements_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,7 @@ def split_pools(gallery: Gallery) -> Pools:
     return Pools(single, [index for index in range(len(gallery.scenes)) if index not in chosen])
 
 
-def _mix(first: DrawDialogue, second: DrawDialogue, share: float) -> DrawDialogue:
+def mix_sources(first: DrawDialogue, second: DrawDialogue, share: float) -> DrawDialogue:
     """Draws from ``second`` with probability ``share``, else from ``first``."""
 
     def draw(rng: random.Random) -> Dialogue:
@@ -99,7 +115,7 @@ def plan_grounding(gallery: Gallery, *, pools: Pools, recipe: Recipe, spec: Worl
     if not spatial:
         return plain
     single = make_grounding(gallery, scenes=pools.single, spec=spec, mix=recipe.spatial, prompts=prompts)
-    return _mix(single, make_grounding(gallery, scenes=pools.boxed, spec=spec, mix=recipe.boxes, prompts=prompts), recipe.boxed)
+    return mix_sources(single, make_grounding(gallery, scenes=pools.boxed, spec=spec, mix=recipe.boxes, prompts=prompts), recipe.boxed)
 
 
 def plan_lessons(gallery: Gallery, *, pools: Pools, recipe: Recipe, spec: WorldSpec, prompts: PromptSet) -> DrawDialogue:
@@ -107,4 +123,4 @@ def plan_lessons(gallery: Gallery, *, pools: Pools, recipe: Recipe, spec: WorldS
     single = make_lessons(gallery, scenes=pools.single, spec=spec, mix=recipe.mix, prompts=prompts)
     boxed = make_lessons(gallery, scenes=pools.boxed, spec=spec, mix=recipe.mix, prompts=prompts)
     grounding = plan_grounding(gallery, pools=pools, recipe=recipe, spec=spec, prompts=prompts, spatial=True)
-    return _mix(_mix(single, boxed, recipe.boxed), grounding, recipe.grounded)
+    return mix_sources(mix_sources(single, boxed, recipe.boxed), grounding, recipe.grounded)

@@ -1,7 +1,7 @@
 """Run the base's recipe stage by stage, measure the shipped file and write its card."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -40,7 +40,9 @@ def examine_base(
         "stepwise greedy": exam.measure_stepwise(sampled=False),
         "stepwise sampled": exam.measure_stepwise(sampled=True),
     }
-    table = {"majority": exam.majority()} | {mode: summarize_outcomes(outcomes[mode]) for mode in MODES}
+    table = {"questions": exam.count_questions(), "majority": exam.majority()}
+    table |= {mode: summarize_outcomes(outcomes[mode]) for mode in MODES}
+    del table["direct"]["score"]  # a direct answer has no path
     columns = [*sorted(exam.majority().keys() - {"all"}), "all", "parsed", "score"]
     return {mode: {column: row[column] for column in columns if column in row} for mode, row in table.items()}
 
@@ -73,21 +75,31 @@ class BaseRun:
         self.encoder = DialogueEncoder(self.processor, patches=sizes.patches)
         key = hash_json([asdict(recipe), asdict(sizes), asdict(spec), vocabulary, prompts.hash, seed])
         self.store = StageStore(stages, key=key)
-        self.started = time.process_time()
+        self.figures: dict[str, dict[str, float]] = {}
 
     def run(self) -> None:
         """All stages, those that are finished already left out."""
         self.run_tower()
         self.run_language()
 
-    def _keep(self, stage: str, figures: dict[str, float]) -> None:
+    def _continue_from(self, stage: str) -> bool:
+        """Take a finished stage's weights and figures; False if it is still to be run."""
+        figures = self.store.load(stage, self.model)
+        if figures is not None:
+            self.figures[stage] = figures
+        return figures is not None
+
+    def _keep(self, stage: str, figures: dict[str, float], *, started: float) -> None:
+        figures = figures | {"cpu_seconds": time.process_time() - started}
+        self.figures[stage] = figures
         self.store.save(stage, self.model, self.processor, figures)
         self.report(f"{stage}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
     def run_tower(self) -> None:
         """Stage 0."""
-        if self.store.load("tower", self.model) is not None:
+        if self._continue_from("tower"):
             return
+        started = time.process_time()
         stage, recipe = self.recipe.tower, self.recipe
         scenes = draw_scenes(recipe.scenes, seed=seed_for(self.seed, "tower"), spec=self.spec)
         scenes = draw_scenes(recipe.statements // 2, seed=seed_for(self.seed, "tower"), spec=self.spec, boxes=3) + scenes
@@ -105,7 +117,7 @@ class BaseRun:
             report=self.report,
         )
         _accept("tower", min(figures.values()), stage.accepted)
-        self._keep("tower", figures)
+        self._keep("tower", figures, started=started)
 
     def run_language(self) -> None:
         """Captions, grounding, lessons: one gallery, the tower frozen."""
@@ -116,13 +128,14 @@ class BaseRun:
         pools: Pools = split_pools(gallery)
 
         def run(stage: Stage, draw: DrawDialogue, accepted: float) -> None:
-            if self.store.load(stage.name, self.model) is not None:
+            if self._continue_from(stage.name):
                 return
+            started = time.process_time()
             seed = seed_for(self.seed, stage.name)
             loss = train_language(self.model, draw, stage=stage, gallery=gallery, encoder=self.encoder, seed=seed, report=self.report)
             figures = {"loss": loss, **self._measure_stage(stage.name)}
             _accept(stage.name, figures.get("exact", 1.0), accepted)
-            self._keep(stage.name, figures)
+            self._keep(stage.name, figures, started=started)
 
         run(recipe.captions, plan_captions(gallery, pools=pools, prompts=prompts), 0.0)
         for stage, spatial, accepted in (
@@ -131,7 +144,9 @@ class BaseRun:
         ):
             draw = plan_grounding(gallery, pools=pools, recipe=recipe, spec=spec, prompts=prompts, spatial=spatial)
             run(stage, draw, accepted)
-        run(recipe.lessons, plan_lessons(gallery, pools=pools, recipe=recipe, spec=spec, prompts=prompts), 0.0)
+        boxed = replace(recipe, boxed=recipe.statements_boxed)
+        for stage, planned in ((recipe.lessons, recipe), (recipe.statements_stage, boxed)):
+            run(stage, plan_lessons(gallery, pools=pools, recipe=planned, spec=spec, prompts=prompts), 0.0)
 
     def _measure_stage(self, name: str) -> dict[str, float]:
         """Exactness of single find turns on 300 held-out pictures, for the stages that teach it."""
@@ -143,7 +158,7 @@ class BaseRun:
 
     def ship(self, *, examined_seed: int) -> Table:
         """Write the fp16 weights, load them again, measure what was loaded and write the card."""
-        minutes = (time.process_time() - self.started) / 60
+        minutes = sum(figures["cpu_seconds"] for figures in self.figures.values()) / 60
         change = save_shipped(self.model, self.processor, self.folder)
         model, processor = load_model(self.folder, device=self.device)
         table = examine_base(model, processor, recipe=self.recipe, spec=self.spec, prompts=self.prompts, seed=examined_seed)
@@ -153,7 +168,7 @@ class BaseRun:
         return table
 
     def _describe(self, model: LlavaForConditionalGeneration, *, change: float, minutes: float) -> CardFacts:
-        recipe, stages = self.recipe, self.recipe.list_stages()
+        recipe = self.recipe
         return CardFacts(
             title="visloop embedded base",
             purpose=(
@@ -166,13 +181,10 @@ class BaseRun:
                 f"language model {self.sizes.width} x {self.sizes.layers}, {self.sizes.heads} heads, {len(self.processor.tokenizer)} words",
                 f"pool of {recipe.scenes:,} pictures and {recipe.statements:,} scenes of three boxes; every batch has new conversations",
                 f"tower: {recipe.tower.steps} steps of {recipe.tower.batch_size}, then frozen",
-                *(
-                    f"{stage.name}: {stage.steps} steps of {stage.batch_size}, learning rate {stage.learning_rate:g}, "
-                    f"linear decay over the last {stage.down:.0%}"
-                    for stage in stages
-                ),
+                *(stage.describe() for stage in recipe.list_stages()),
                 f"{recipe.mix.damage:.0%} of the chains it learned from hold one injected fault: sampled chains stay noisy while greedy "
                 "ones are good, which leaves SFT on verified paths and DPO something to win",
+                f"single find turns exactly right on 300 other pictures: {self.figures[recipe.list_stages()[-1].name]['exact']:.3f}",
                 f"rounding to fp16 changed no weight by more than {change:.2%}",
                 "rebuild: `python -m visloop.embedded.train --out DIR`",
             ),

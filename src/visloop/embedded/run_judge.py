@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from visloop.embedded.card import CardFacts, Table, format_table, write_card
 from visloop.embedded.checkpoints import load_model, save_shipped
-from visloop.embedded.dialogues import Dialogue, DialogueEncoder
+from visloop.embedded.dialogues import DialogueEncoder
 from visloop.embedded.judge_lessons import (
     MOST_PATHS,
     JudgedQuestion,
@@ -26,7 +26,7 @@ from visloop.embedded.judge_lessons import (
 )
 from visloop.embedded.language import train_language
 from visloop.embedded.pictures import Gallery, draw_scenes, encode_pictures, render_pixels
-from visloop.embedded.recipe import Recipe, plan_lessons, split_pools
+from visloop.embedded.recipe import JudgeRecipe, Recipe, mix_sources, plan_lessons, split_pools
 from visloop.embedded.replies import generate_replies
 from visloop.embedded.schedule import Report
 from visloop.errors import ReplyError, TrainingError
@@ -49,9 +49,27 @@ class JudgeRun:
     """
 
     def __init__(
-        self, base: Path, folder: Path, *, recipe: Recipe, spec: WorldSpec, prompts: PromptSet, seed: int, device: str, report: Report
+        self,
+        base: Path,
+        folder: Path,
+        *,
+        recipe: Recipe,
+        plan: JudgeRecipe,
+        spec: WorldSpec,
+        prompts: PromptSet,
+        seed: int,
+        device: str,
+        report: Report,
     ) -> None:
-        self.folder, self.recipe, self.spec, self.prompts, self.seed, self.report = folder, recipe, spec, prompts, seed, report
+        self.folder, self.recipe, self.plan, self.spec, self.prompts, self.seed, self.report = (
+            folder,
+            recipe,
+            plan,
+            spec,
+            prompts,
+            seed,
+            report,
+        )
         self.device = device
         self.model, self.processor = load_model(base, device=device)
         self.encoder = DialogueEncoder(self.processor, patches=self.model.config.image_seq_length)
@@ -119,35 +137,34 @@ class JudgeRun:
 
     def run(self) -> None:
         """Sample from the base, then train on scorings, comparisons and a share of the base's own lessons."""
-        recipe = self.recipe
+        recipe, plan = self.recipe, self.plan
         scenes = draw_scenes(recipe.scenes, seed=seed_for(self.seed, "judge"), spec=self.spec)
         scenes += draw_scenes(recipe.statements // 2, seed=seed_for(self.seed, "judge"), spec=self.spec, boxes=3)
         pixels, rows = render_pixels(self.processor, scenes, spec=self.spec)
         gallery = Gallery(tuple(scenes), encode_pictures(self.model, pixels), tuple(rows))
-        order = random.Random(self.seed).sample(range(len(scenes)), recipe.sampled_questions)
+        order = random.Random(self.seed).sample(range(len(scenes)), plan.sampled_questions)
         chosen = [scenes[index] for index in order]
         sampled = self.sample_questions(
-            self.model, chosen, pixels=pixels, rows=[rows[index] for index in order], paths=recipe.sampled_paths, seed=self.seed
+            self.model, chosen, pixels=pixels, rows=[rows[index] for index in order], paths=plan.sampled_paths, seed=self.seed
         )
         pool = [JudgedQuestion(order[judged.scene], judged.question, judged.paths) for judged in sampled]
         if not pool:
-            raise TrainingError(f"judge: none of the {recipe.sampled_questions} questions got a readable chain from the base; train the base first")
+            raise TrainingError(
+                f"judge: none of the {plan.sampled_questions} questions got a readable chain from the base; train the base first"
+            )
         self.report(f"judge: {sum(len(judged.paths) for judged in pool)} different chains sampled for {len(pool)} questions")
-        judging = make_judging(gallery, scenes=range(len(scenes)), pool=pool, spec=self.spec, mix=recipe.judge, prompts=self.prompts)
         lessons = plan_lessons(gallery, pools=split_pools(gallery), recipe=recipe, spec=self.spec, prompts=self.prompts)
-
-        def draw(rng: random.Random) -> Dialogue:
-            return lessons(rng) if rng.random() < recipe.judge.rehearsed else judging(rng)
-
-        train_language(
-            self.model,
-            draw,
-            stage=recipe.judging,
-            gallery=gallery,
-            encoder=self.encoder,
-            seed=seed_for(self.seed, "judging"),
-            report=self.report,
-        )
+        for stage, mix in ((plan.checking, plan.check), (plan.judging, plan.judge)):
+            judging = make_judging(gallery, scenes=range(len(scenes)), pool=pool, spec=self.spec, mix=mix, prompts=self.prompts)
+            train_language(
+                self.model,
+                mix_sources(judging, lessons, mix.rehearsed),
+                stage=stage,
+                gallery=gallery,
+                encoder=self.encoder,
+                seed=seed_for(self.seed, stage.name),
+                report=self.report,
+            )
 
     def ship(self, *, base: Path, examined_seed: int) -> Table:
         """Write the fp16 weights, load them again, measure what was loaded and write the card."""
@@ -197,7 +214,7 @@ class JudgeRun:
         return table
 
     def _describe(self, judge: LlavaForConditionalGeneration, *, change: float, minutes: float) -> CardFacts:
-        stage, mix = self.recipe.judging, self.recipe.judge
+        plan, mix = self.plan, self.plan.judge
         return CardFacts(
             title="visloop embedded judge",
             purpose=(
@@ -207,12 +224,13 @@ class JudgeRun:
             ),
             recipe=(
                 "starts from the weights of `embedded/base`",
-                f"{self.recipe.sampled_questions:,} questions with {self.recipe.sampled_paths} chains each, sampled from the base at T=1, "
+                f"{plan.sampled_questions:,} questions with {plan.sampled_paths} chains each, sampled from the base at T=1, "
                 "scored by the exact verifier",
-                f"judging: {stage.steps} steps of {stage.batch_size}, learning rate {stage.learning_rate:g}, linear decay over the last "
-                f"{stage.down:.0%}",
-                f"of its conversations {mix.rehearsed:.0%} are the base's own lessons; of the others {mix.compared:.0%} compare answers, "
-                f"{mix.sampled:.0%} score sampled chains, the rest exact chains and chains with one injected fault",
+                *(stage.describe() for stage in (plan.checking, plan.judging)),
+                f"checking: {plan.check.checked:.0%} of its conversations tell chains line by line and ask of each line whether it is "
+                f"right; without this stage scoring was not learned. judging: {mix.checked:.0%} of them, the rest scorings",
+                f"{mix.rehearsed:.0%} of the conversations are the base's own lessons, {mix.compared:.0%} compare two answers",
+                f"{mix.sampled:.0%} of the chains shown are sampled ones, the rest exact or with one injected fault",
                 "scores are multiples of five",
                 f"rounding to fp16 changed no weight by more than {change:.2%}",
                 "rebuild: `python -m visloop.embedded.train --out DIR`",

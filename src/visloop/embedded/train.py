@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from visloop.embedded.build import Sizes
-from visloop.embedded.recipe import Recipe
+from visloop.embedded.recipe import JudgeRecipe, Recipe
 from visloop.embedded.run_base import BaseRun
 from visloop.embedded.run_judge import JudgeRun
 from visloop.errors import ConfigError
@@ -43,7 +43,14 @@ def report_line(text: str) -> None:
 
 
 def train_models(
-    out: Path, *, models: Sequence[str], device: str, seed: int, recipe: Recipe | None = None, sizes: Sizes | None = None
+    out: Path,
+    *,
+    models: Sequence[str],
+    device: str,
+    seed: int,
+    recipe: Recipe | None = None,
+    plan: JudgeRecipe | None = None,
+    sizes: Sizes | None = None,
 ) -> None:
     """Train, measure and write the named models (``base``, ``judge``) into ``out``; the judge starts from ``out/base``.
 
@@ -68,7 +75,15 @@ def train_models(
         run.ship(examined_seed=EXAMINED_SEED)
     if "judge" in models:
         judge = JudgeRun(
-            out / "base", out / "judge", recipe=recipe, spec=DEFAULT_WORLD, prompts=prompts, seed=seed, device=device, report=report_line
+            out / "base",
+            out / "judge",
+            recipe=recipe,
+            plan=plan or JudgeRecipe(),
+            spec=DEFAULT_WORLD,
+            prompts=prompts,
+            seed=seed,
+            device=device,
+            report=report_line,
         )
         judge.run()
         judge.ship(base=out / "base", examined_seed=EXAMINED_SEED)
