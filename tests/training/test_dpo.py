@@ -230,6 +230,22 @@ def test_rounds_continue_the_adapter_and_each_starts_at_ln_2(
         train_dpo(pairs, policy=tmp_path / "02", out=tmp_path / "x", settings=other, seed=0, image_root=image_root)
 
 
+def test_an_adapter_can_be_trained_against_another_adapter(
+    model_folder: Callable[[str], Path], image_root: Path, pairs: list[PreferencePair], examples: list[SFTExample], tmp_path: Path
+) -> None:
+    sft = SFTSettings(num_train_epochs=2.0, per_device_train_batch_size=4, learning_rate=1e-2, lora=LORA)
+    for seed in (0, 1):
+        train_sft(examples, model=model_folder("llava"), out=tmp_path / f"m{seed}", settings=sft, seed=seed, image_root=image_root)
+    settings = replace(STEP, per_device_train_batch_size=8, lora=LORA)
+    report = train_dpo(
+        pairs, policy=tmp_path / "m0", reference=tmp_path / "m1", out=tmp_path / "01", settings=settings, seed=0, image_root=image_root
+    )
+    gap = compute_logps(tmp_path / "m0", pairs, image_root)[0] - compute_logps(tmp_path / "m1", pairs, image_root)[0]
+    expected = float(torch.nn.functional.softplus(-0.1 * (gap[:, 0] - gap[:, 1])).mean())
+    assert abs(expected - LN2) > 1e-4
+    assert report.first_loss == pytest.approx(expected, abs=2e-5)
+
+
 def test_full_rounds_chain_without_carrying_old_weights(
     model_folder: Callable[[str], Path], image_root: Path, pairs: list[PreferencePair], tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """Loading, saving, freezing, chain tokens, encodings and checkpoints."""
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from tests.fixtures.tiny_models import BUILDERS, build_llava
 from tests.fixtures.training_records import make_example, make_pair
 from visloop.chat.images import load_image
 from visloop.chat.loads import count_loads, reset_loads
+from visloop.config import SFTSettings
 from visloop.errors import ConfigError, DataError, ModelError, TrainingError
 from visloop.records.chains import CHAIN_TOKENS
 from visloop.records.reasoning import ChatTurn, PreferencePair, SFTExample
 from visloop.training.checkpoints import is_whole, prepare_checkpoints
 from visloop.training.encoding import Encoder, PairCollator, SFTCollator, render_segments
 from visloop.training.models import ensure_chain_tokens, freeze_modules, hash_weights, load_policy, save_checkpoint
+from visloop.training.sft import train_sft
 
 LINEARS = r".*(language_model|text_model).*\.(q_proj|v_proj)"
 
@@ -231,6 +234,47 @@ def test_a_failed_save_leaves_nothing_loadable_or_temporary(
     with pytest.raises(DataError, match="No space left on device"):
         save_checkpoint(loaded.model, loaded.processor, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """Makes writing more than so many bytes into one file fail, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_named_and_spares_the_old_model(
+    model_folder: Callable[[str], Path], tmp_path: Path, small_files: Callable[[int], None]
+) -> None:
+    loaded = load_policy(model_folder("llava"))
+    digest = save_checkpoint(loaded.model, loaded.processor, tmp_path / "out")
+    small_files(20_000)
+    with pytest.raises(DataError, match=r"cannot save a model to .*free space"):
+        save_checkpoint(loaded.model, loaded.processor, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert hash_weights(tmp_path / "out") == digest
+
+
+@pytest.mark.parametrize("limit", [20_000, 200_000], ids=["weights", "optimizer"])
+def test_a_disk_that_fills_up_while_training_can_be_continued(
+    limit: int,
+    model_folder: Callable[[str], Path],
+    image_root: Path,
+    examples: list[SFTExample],
+    tmp_path: Path,
+    small_files: Callable[[int], None],
+) -> None:
+    size = (model_folder("llava") / "model.safetensors").stat().st_size
+    assert 20_000 < size < 200_000, "the optimizer's file, twice as large as what it trains, must cross the second limit"
+    settings = SFTSettings(num_train_epochs=2.0, per_device_train_batch_size=2, save_steps=2.0)
+    arguments = {"model": model_folder("llava"), "settings": settings, "seed": 0, "image_root": image_root}
+    small_files(limit)
+    with pytest.raises(DataError, match=r"SFT agent: cannot write a checkpoint: .*free space and run again"):
+        train_sft(examples, out=tmp_path / "agent", **arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    report = train_sft(examples, out=tmp_path / "agent", **arguments)
+    assert report.weights_hash == train_sft(examples, out=tmp_path / "other", **arguments).weights_hash
 
 
 def test_freezing_names_what_it_fixes(model_folder: Callable[[str], Path]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from trl import DPOConfig, DPOTrainer
@@ -89,6 +90,8 @@ def train_dpo(
     frozen = None
     if reference is not None or not settings.lora.enabled:
         frozen = load_policy(reference or policy, dtype=weights_dtype(settings)).model
+        if isinstance(frozen, PeftModel):
+            frozen = frozen.merge_and_unload()  # TRL can put its forward on plain models only
         frozen.requires_grad_(False)
     freeze_modules(loaded.model, settings.freeze)
     encoder = Encoder(loaded.processor, image_root, max_image_pixels=max_image_pixels)
@@ -109,7 +112,7 @@ def train_dpo(
     probe = _probe_batches(rows, collator, settings.per_device_train_batch_size)
     before = measure_logps(trainer, probe)
     compared = before if reference is None else measure_logps(trainer, probe, model=trainer.ref_model)
-    key = make_run_key(pairs, settings, seed=seed, sources=[policy, reference])
+    key = make_run_key(pairs, settings, seed=seed, sources=[policy, reference], max_image_pixels=max_image_pixels)
     result = run_trainer(trainer, title=f"DPO {out.name}", key=key, examples=len(pairs), on_log=on_log)
     after = measure_logps(trainer, probe)
     digest = save_checkpoint(trainer.accelerator.unwrap_model(trainer.model), loaded.processor, out)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from tokenizers import AddedToken
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
@@ -92,8 +93,8 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixi
             _replace_files(partial, out)
         else:
             os.replace(partial, out)
-    except OSError as error:
-        raise DataError(f"cannot save a model to {out}: {error.strerror or error}; free space or fix the permissions") from error
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot save a model to {out}: {error}; free space or fix the permissions and run again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return digest
@@ -113,6 +114,11 @@ def restore_weights(model: PreTrainedModel, checkpoint: Path) -> None:
         model.load_state_dict(saved.state_dict())
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{checkpoint}: does not hold the weights of this {type(model).__name__}: {error}") from error
+
+
+def is_write_failure(error: Exception) -> bool:
+    """Whether an error means that the disk took no more: torch and safetensors have no type of their own for it."""
+    return isinstance(error, OSError) or any(mark in str(error) for mark in ("PytorchStreamWriter", "inline_container", "I/O error"))
 
 
 def hash_weights(path: str | Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer
 
 from visloop.chat.weights import resolve_model
@@ -24,7 +25,7 @@ from visloop.ids import hash_json
 from visloop.records.reasoning import PreferencePair, SFTExample
 from visloop.training.callbacks import FiniteGuard, LogForwarder, OnLog, ProgressReporter, read_metrics
 from visloop.training.checkpoints import FOLDER, prepare_checkpoints
-from visloop.training.models import hash_weights, restore_weights
+from visloop.training.models import hash_weights, is_write_failure, restore_weights
 
 logger = logging.getLogger(__name__)
 LOGS_PER_RUN = 50
@@ -167,12 +168,15 @@ def weights_dtype(settings: TrainSettings) -> str:
     return "bfloat16" if settings.bf16 and settings.lora.enabled else "float32"
 
 
-def make_run_key(records: Sequence[Any], settings: TrainSettings, *, seed: int, sources: Sequence[str | Path | None]) -> str:
+def make_run_key(
+    records: Sequence[Any], settings: TrainSettings, *, seed: int, sources: Sequence[str | Path | None], max_image_pixels: int
+) -> str:
     """One hash over everything that decides the weights of a run; a checkpoint of another key is not continued."""
     resolved = [resolve_model(str(source)) if source else "" for source in sources]
     weights = [hash_weights(source) if source and Path(source).is_dir() else source for source in resolved]
     values = {key: value.value if isinstance(value, Enum) else value for key, value in asdict(settings).items()}
-    return hash_json({"records": [asdict(record) for record in records], "settings": values, "seed": seed, "weights": weights})
+    rows = [asdict(record) for record in records]
+    return hash_json({"records": rows, "settings": values, "seed": seed, "weights": weights, "max_image_pixels": max_image_pixels})
 
 
 def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log: OnLog | None) -> LoopResult:
@@ -204,8 +208,10 @@ def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"{title}: out of memory; lower per_device_train_batch_size or set gradient_checkpointing") from error
-    except OSError as error:
-        raise DataError(f"{title}: cannot write a checkpoint: {error.strerror or error}; free space and run again") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_write_failure(error):
+            raise
+        raise DataError(f"{title}: cannot write a checkpoint: {error}; free space and run again, it continues") from error
     finally:
         progress.close()
         quiet.removeFilter(_is_not_about_keys)

@@ -75,7 +75,7 @@ def train_sft(
         processing_class=loaded.processor,
         peft_config=build_lora(settings.lora) if settings.lora.enabled else None,
     )
-    key = make_run_key(examples, settings, seed=seed, sources=[model])
+    key = make_run_key(examples, settings, seed=seed, sources=[model], max_image_pixels=max_image_pixels)
     result = run_trainer(trainer, title=f"SFT {out.name}", key=key, examples=len(examples), on_log=on_log)
     digest = save_checkpoint(trainer.accelerator.unwrap_model(trainer.model), loaded.processor, out)
     release_trainer(trainer)
