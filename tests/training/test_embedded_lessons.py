@@ -185,6 +185,7 @@ def test_judged_paths_carry_the_verifiers_verdict_and_are_all_different():
         assert [(entry["id"], entry["score"], entry["error"]) for entry in entries] == [
             (number, path.score, path.error) for number, path in enumerate(paths, start=1)
         ]
+        assert draw_paths(rng, scene, question, spec=DEFAULT_WORLD, count=1, exact=0.0)
     assert lucky > 20
 
 

@@ -58,12 +58,13 @@ def render_scoring(question: SceneQuestion, paths: Sequence[ScoredPath], *, prom
 
 
 def draw_paths(rng: random.Random, scene: Scene, question: SceneQuestion, *, spec: WorldSpec, count: int, exact: float) -> list[ScoredPath]:
-    """Up to ``count`` different chains of one question: the exact one with probability ``exact``, the others with one fault.
+    """One to ``count`` different chains of one question: the exact one with probability ``exact``, the others with one fault.
 
     Of the faulty ones, those that keep the right answer come twice as often as they are drawn: a judge is mostly asked
     about paths whose answer is right.
     """
-    paths = [score_path(scene, question, question.steps, question.answer, spec=spec)] if rng.random() < exact else []
+    told = score_path(scene, question, question.steps, question.answer, spec=spec)
+    paths = [told] if rng.random() < exact else []
     for _ in range(3 * count):
         if len(paths) >= count:
             break
@@ -73,7 +74,7 @@ def draw_paths(rng: random.Random, scene: Scene, question: SceneQuestion, *, spe
         path = score_path(scene, question, fault.steps, fault.answer, spec=spec)
         if path not in paths:
             paths.append(path)
-    return paths
+    return paths or [told]
 
 
 def list_rivals(answer: str, *, spec: WorldSpec) -> tuple[str, ...]:
