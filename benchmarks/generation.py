@@ -77,6 +77,7 @@ class RawModel:
 
     def __init__(self, folder: str) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model.generation_config.eos_token_id = None  # rows end by their budgets alone
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def generate(self, requests: Sequence[ChatRequest], *, budgets: Sequence[int]) -> list[str]:
@@ -106,6 +107,8 @@ class RawModel:
                 ),
                 stopping_criteria=StoppingCriteriaList([RowBudgets(budgets, prompt_columns=columns)]),
             )
+        if output.shape[1] - columns != max(budgets):
+            raise RuntimeError(f"the baseline wrote {output.shape[1] - columns} tokens, not {max(budgets)}: no fair comparison")
         decoded: list[str] = self.processor.tokenizer.batch_decode(output[:, columns:], skip_special_tokens=True)
         return decoded
 
@@ -143,7 +146,7 @@ def run_benchmark(*, model: str, questions: int, repeats: int, alone: int, threa
             batches = [chains[start : start + size] for start in range(0, len(chains), size)]
             batched = measure_time(lambda b=batches: [generate_raw(raw, batch) for batch in b])
             some = draw.sample(chains, min(alone, len(chains)))
-            single = measure_time(lambda c=some: [raw.generate([request], budgets=[new]) for chain in c for request, new in chain])
+            single = measure_time(lambda c=some: [raw.generate([request], budgets=[max(1, new)]) for chain in c for request, new in chain])
             if repeat:
                 turns.append({"ours": (*ours, len(chains)), "raw_batch": (*batched, len(chains)), "one_at_a_time": (*single, len(some))})
                 tokens += sum(new for chain in chains for _, new in chain)

@@ -22,8 +22,8 @@ from visloop.errors import DataError
 
 _FAMILIES = frozenset({"llava", "llava_next", "idefics3", "smolvlm"})
 _MASKED_ATTENTION = frozenset({"sdpa", "eager"})
-_DONE_SHARE = 0.25
-"""Finished rows are moved out of the computation when they are this share of it: moving costs about one step."""
+_DONE_SHARE = 0.1
+"""Finished rows are moved out of the computation when they are this share of it."""
 
 
 def supports_row_cache(config: Any) -> bool:
