@@ -4,7 +4,8 @@
 
 Each run is a process of its own, so that its peak memory is its own. Both sides run at the same time with half of the
 cores each, so that both meet the same load of the machine; a ratio is the median over the repeats. ``loop`` is the training
-loop; the figures with load and save add those, the checks and DPO's health figures, but no imports. The bare script is what
+loop, also per CPU second, which is steady on a shared machine; the figures with load and save add those, the checks and
+DPO's health figures, but no imports. The bare script is what
 TRL's documentation shows: its own collator, the same checkpoints, ``save_model`` at the end.
 Results go to ``benchmarks/results/training.json``.
 """
@@ -66,8 +67,8 @@ def make_data(folder: Path, *, model: Path, examples: int, pairs: int) -> None:
     (folder / "rows.json").write_text(json.dumps({"sft": rows[:examples], "dpo": rows[:pairs]}))
 
 
-def run_ours(kind: str, rows: list[dict[str, str]], *, model: Path, folder: Path, out: Path) -> float:
-    """Our functions; returns the seconds of the training loop."""
+def run_ours(kind: str, rows: list[dict[str, str]], *, model: Path, folder: Path, out: Path) -> tuple[float, float]:
+    """Our functions; returns wall and CPU seconds of the training loop."""
     from visloop.config import DPOSettings, Loss, SFTSettings
     from visloop.records.reasoning import ChatTurn, PreferencePair, SFTExample
     from visloop.training.dpo import train_dpo
@@ -85,7 +86,8 @@ def run_ours(kind: str, rows: list[dict[str, str]], *, model: Path, folder: Path
             )
             for index, row in enumerate(rows)
         ]
-        return train_sft(examples, model=model, out=out, settings=SFTSettings(**shared), seed=SEED, image_root=folder).seconds
+        report = train_sft(examples, model=model, out=out, settings=SFTSettings(**shared), seed=SEED, image_root=folder)
+        return report.seconds, report.cpu_seconds
     pairs = [
         PreferencePair(
             id=f"p{index}",
@@ -106,11 +108,12 @@ def run_ours(kind: str, rows: list[dict[str, str]], *, model: Path, folder: Path
         for index, row in enumerate(rows)
     ]
     settings = DPOSettings(**shared, beta=BETA, loss=Loss.sigmoid)
-    return train_dpo(pairs, policy=model, out=out, settings=settings, seed=SEED, image_root=folder).seconds
+    result = train_dpo(pairs, policy=model, out=out, settings=settings, seed=SEED, image_root=folder)
+    return result.seconds, result.cpu_seconds
 
 
-def run_bare(kind: str, rows: list[dict[str, str]], *, model: Path, folder: Path, out: Path) -> float:
-    """A plain TRL script; returns the seconds of the training loop."""
+def run_bare(kind: str, rows: list[dict[str, str]], *, model: Path, folder: Path, out: Path) -> tuple[float, float]:
+    """A plain TRL script; returns wall and CPU seconds of the training loop."""
     from datasets import Dataset, List
     from datasets import Image as Picture
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -155,9 +158,9 @@ def run_bare(kind: str, rows: list[dict[str, str]], *, model: Path, folder: Path
         trainer = DPOTrainer(
             model=policy, ref_model=reference, args=DPOConfig(**shared, beta=BETA), train_dataset=data, processing_class=processor
         )
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     trainer.train()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start, time.process_time() - cpu_start
     trainer.save_model(str(out))
     return seconds
 
@@ -171,13 +174,13 @@ def run_worker(side: str, kind: str, *, model: Path, folder: Path) -> dict[str, 
     assert trl.SFTTrainer and trl.DPOTrainer  # lazy modules: load them before the clock starts
     rows = json.loads((folder / "rows.json").read_text())[kind]
     out = Path(tempfile.mkdtemp(dir=folder)) / "out"
-    start, cpu_start = time.perf_counter(), time.process_time()
-    loop = (run_ours if side == "ours" else run_bare)(kind, rows, model=model, folder=folder, out=out)
-    total, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    start = time.perf_counter()
+    loop, loop_cpu = (run_ours if side == "ours" else run_bare)(kind, rows, model=model, folder=folder, out=out)
+    total = time.perf_counter() - start
     shutil.rmtree(out.parent)
     samples = len(rows) * EPOCHS
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"loop": samples / loop, "total": samples / total, "cpu": samples / cpu, "peak_mib": peak}
+    return {"loop": samples / loop, "total": samples / total, "cpu": samples / loop_cpu, "peak_mib": peak}
 
 
 def threads_per_side() -> int:
@@ -212,14 +215,14 @@ def compare(kind: str, *, model: Path, folder: Path, repeats: int) -> dict[str, 
     return {
         "name": kind,
         "samples_per_second": {side: round(median(side, "loop"), 1) for side in runs},
-        "samples_per_cpu_second_with_load_and_save": {side: round(median(side, "cpu"), 1) for side in runs},
+        "samples_per_cpu_second": {side: round(median(side, "cpu"), 1) for side in runs},
         "samples_per_second_with_load_and_save": {side: round(median(side, "total"), 1) for side in runs},
         "peak_mib": {side: round(median(side, "peak_mib"), 1) for side in runs},
         "ratio_samples_per_second": round(ratio("loop"), 3),
         "ratio_samples_per_second_with_load_and_save": round(ratio("total"), 3),
-        "ratio_samples_per_cpu_second_with_load_and_save": round(ratio("cpu"), 3),
+        "ratio_samples_per_cpu_second": round(ratio("cpu"), 3),
         "ratio_peak_memory": round(ratio("peak_mib"), 3),
-        "aims": {"ratio_samples_per_second": ">= 0.95", "ratio_peak_memory": "<= 1.1"},
+        "aims": {"ratio_samples_per_second": ">= 0.95", "ratio_samples_per_cpu_second": ">= 0.95", "ratio_peak_memory": "<= 1.1"},
         "repeats": repeats,
     }
 

@@ -31,7 +31,7 @@ from visloop.training.runs import (
     weights_dtype,
 )
 
-HEALTH_PAIRS = 128
+HEALTH_PAIRS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,8 +35,9 @@ LOGS_PER_RUN = 50
 class TrainReport:
     """What a run did. ``history`` has one entry per log, each with its ``step``; the parts before a resume are in it.
 
-    ``seconds`` and ``samples_per_second`` are of this process's share of the training loop; ``peak_memory_bytes`` is the
-    accelerator's peak during the run, on the CPU the process's peak so far. ``resumed_from`` is a step.
+    ``seconds``, ``cpu_seconds`` (of this process) and ``samples_per_second`` are of this process's share of the training
+    loop; ``peak_memory_bytes`` is the accelerator's peak during the run, on the CPU the process's peak so far;
+    ``resumed_from`` is a step.
     """
 
     out: str
@@ -44,6 +45,7 @@ class TrainReport:
     examples: int
     history: tuple[dict[str, float], ...]
     seconds: float
+    cpu_seconds: float
     samples_per_second: float
     peak_memory_bytes: int
     trained_parameters: int
@@ -58,6 +60,7 @@ class LoopResult:
     steps: int
     history: tuple[dict[str, float], ...]
     seconds: float
+    cpu_seconds: float
     samples_per_second: float
     peak_memory_bytes: int
     trained_parameters: int
@@ -203,7 +206,7 @@ def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
@@ -215,7 +218,7 @@ def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log
     finally:
         progress.close()
         quiet.removeFilter(_is_not_about_keys)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     steps = trainer.state.global_step
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     share = (steps - (resumed or 0)) / max(steps, 1)
@@ -223,6 +226,7 @@ def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log
         steps=steps,
         history=tuple(read_metrics(entry) for entry in logs),
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         samples_per_second=share * examples * trainer.args.num_train_epochs / seconds,
         peak_memory_bytes=_peak_memory(),
         trained_parameters=trained,
