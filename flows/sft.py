@@ -19,7 +19,6 @@ from visloop.config import Config, Sampling, SFTSettings
 from visloop.ids import seed_for
 from visloop.prompts.render import PromptSet
 from visloop.reasoning.agents import sample_chains
-from visloop.reasoning.pool import split_prompts
 from visloop.reasoning.sets import build_direct_set, build_multi_turn_set, build_summary_set
 from visloop.records.reasoning import AssessedPath, ReasoningPath, Sample, SFTExample
 from visloop.records.shards import read_shard, read_shards, write_shard
@@ -35,7 +34,7 @@ def sft(values: dict[str, Any]) -> None:
     with open_flow_run("sft", config) as run:
         run.log_stage(train_agent(config, layout, name="reasoner", examples=layout.training_set("reason"), settings=config.sft_reason))
         run.log_history(layout.model("reasoner") / "training.json", prefix="reasoner")
-        agent_samples = choose_agent_samples(config, layout)
+        agent_samples = read_rest(layout)
         run.log_stage(
             sample_folder(
                 config,
@@ -139,17 +138,9 @@ def sample_folder(
     )
 
 
-def choose_agent_samples(config: Config, layout: Layout) -> list[Sample]:
-    """Training questions that neither the reasoner nor a DPO round learns from: what the summarizer sees is then as
-    flawed as what it will see later."""
-    rest = read_rest(layout)
-    rounds = split_prompts(rest, rounds=config.rounds.rounds, per_round=config.rounds.prompts_per_round, seed=config.seed)
-    taken = {sample.id for prompts in rounds for sample in prompts}
-    return [sample for sample in rest if sample.id not in taken]
-
-
 def make_summary_set(config: Config, layout: Layout, *, agent_samples: Sequence[Sample]) -> Any:
-    """Stage: D_summary."""
+    """Stage: D_summary. The reasoner's own chains are on questions that it was not trained on: they are as flawed as those
+    that the summarizer will see later."""
 
     def work(place: Path) -> dict[str, float]:
         examples, report = build_summary_set(

@@ -100,7 +100,7 @@ class DataConfig:
     """The questions. ``name`` picks the reader; counts are questions per split; empty ``families`` means all."""
 
     name: str = "scenes"
-    train: int = 3000
+    train: int = 5000
     validation: int = 400
     test: int = 1000
     questions_per_scene: int = 2
@@ -159,9 +159,9 @@ class SetsConfig:
 
     reason_min_score: float = 1.0
     reason_fraction: float = 1.0
-    summary_size: int = 1200
+    summary_size: int = 4000
     summary_shares: dict[str, float] = field(
-        default_factory=lambda: {"optimal": 0.3, "flawed": 0.15, "wrong_answer": 0.15, "agent": 0.3, "general": 0.1}
+        default_factory=lambda: {"optimal": 0.12, "flawed": 0.08, "wrong_answer": 0.1, "agent": 0.6, "general": 0.1}
     )
 
 
@@ -241,7 +241,7 @@ class RoundsConfig:
     """Iterative DPO (Insight-V 3.4): M_1..M_T, each on D_t sampled from the model before it."""
 
     rounds: int = 3
-    prompts_per_round: int = 400
+    prompts_per_round: int = 1000
     samples_per_question: int = 6
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, max_new_tokens=128))
     validation_samples: int = 4
