@@ -96,7 +96,7 @@ class Judges:
         return {**chat_inputs("judge", assess.judge), **text}
 
 
-ASSESS_CODE = ("visloop.reasoning.assess", "visloop.reasoning.score_paths", "visloop.chat.transformers", "visloop.chat.openai")
+ASSESS_CODE = ("visloop.reasoning.assess", "visloop.reasoning.score_paths", "visloop.chat")
 
 
 def assess_folder(config: Config, layout: Layout, *, name: str, samples: Sequence[Sample], source: Path, folder: Path) -> Any:

@@ -15,13 +15,13 @@ from flows._mounts import chat_inputs, hash_prompts
 from flows._records import SPLITS, read_pool, read_split, write_json
 from flows._run import open_flow_run
 from flows._stage import Lazy, Shard, make_shards, run_sharded_stage, run_stage
-from visloop.answers import compare_answers
 from visloop.chat.factory import open_chat
 from visloop.config import Config
 from visloop.datasets.nlvr import read_nlvr
 from visloop.errors import ConfigError
 from visloop.prompts.render import PromptSet
 from visloop.reasoning.agents import answer_directly
+from visloop.reasoning.answer_filter import judge_by_rule
 from visloop.reasoning.generate import generate_paths
 from visloop.reasoning.generation_report import report_generation
 from visloop.reasoning.pool import build_pool
@@ -107,7 +107,7 @@ def make_pool(config: Config, layout: Layout) -> Any:
             image_root=layout.root,
         )
         verdicts = {
-            sample.id: "wrong" if answer.answer is None else _judge(sample, answer.answer)
+            sample.id: "wrong" if answer.answer is None else judge_by_rule(answer.answer, sample)
             for sample, answer in zip(samples, answers, strict=True)
         }
         held_out = [*read_split(layout, "validation"), *read_split(layout, "test")]
@@ -129,17 +129,11 @@ def make_pool(config: Config, layout: Layout) -> Any:
             "prompts": hash_prompts(config),
             "seed": config.seed,
         },
-        code=["visloop.reasoning.pool", "visloop.reasoning.agents", "visloop.chat.transformers", "visloop.chat.openai"],
+        code=["visloop.reasoning.pool", "visloop.reasoning.agents", "visloop.chat"],
         work=work,
         resources=[base],
         retries=1,
     )
-
-
-def _judge(sample: Sample, answer: str) -> Any:
-    """A closed vocabulary: a phrase that differs is another answer."""
-    verdict = compare_answers(answer, sample.answer, answer_type=sample.answer_type)
-    return "wrong" if verdict == "unjudged" else verdict
 
 
 def make_paths(config: Config, layout: Layout) -> Any:
@@ -170,7 +164,7 @@ def make_paths(config: Config, layout: Layout) -> Any:
         folder=layout.paths,
         inputs={"pool": layout.pool, "raw": layout.raw, **chat_inputs("generator", config.generate.model)},
         config={"generate": config.generate, "prompts": hash_prompts(config), "seed": config.seed},
-        code=["visloop.reasoning.generate", "visloop.chat.transformers", "visloop.chat.openai"],
+        code=["visloop.reasoning.generate", "visloop.chat"],
         shards=make_shards(list(pool), size=config.generate.shard_size),
         work=work,
         finish=finish,

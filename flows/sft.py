@@ -23,7 +23,7 @@ from visloop.reasoning.sets import build_direct_set, build_multi_turn_set, build
 from visloop.records.reasoning import AssessedPath, ReasoningPath, Sample, SFTExample
 from visloop.records.shards import read_shard, read_shards, write_shard
 
-CHAIN_CODE = ("visloop.reasoning.agents", "visloop.chat.transformers", "visloop.chat.openai")
+CHAIN_CODE = ("visloop.reasoning.agents", "visloop.chat")
 
 
 @flow(name="sft")
