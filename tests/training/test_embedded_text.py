@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from transformers import LlavaProcessor
 
-from visloop.embedded.build import Sizes, build_model, build_processor
+from visloop.embedded.build import Sizes, build_model, build_processor, deepen_model
 from visloop.embedded.dialogues import IGNORED, Dialogue, DialogueEncoder, collate_sequences
-from visloop.embedded.language import compute_loss
+from visloop.embedded.language import LineProbe, compute_loss
 from visloop.embedded.pictures import draw_scenes, encode_pictures, process_pictures, render_pixels
 from visloop.embedded.replies import generate_replies
 from visloop.embedded.tokenizer import JUDGE_PIECES, PIECES, STEP_PIECES, list_vocabulary
@@ -157,3 +157,36 @@ def test_a_reply_does_not_depend_on_its_neighbours(processor, encoder):
     assert ask([1, 2, 0])[0] == alone[1]
     assert ask([1, 2, 0])[2] == alone[0]
     assert alone[0] != alone[1]
+
+
+def test_line_ends_are_marked_inside_the_thoughts_only(processor, encoder):
+    chain = "<thoughts>\nfind circle: none\nconclude exist: answer no\n</thoughts>\n<output>no</output>"
+    text = f"score Is there a circle? : no\npath 1\n{chain}\npath 2\n{chain}"
+    marked = encoder.encode_dialogue(Dialogue(0, ((text, "yes"),), lines=(True, False, False, True)), (0,))
+    assert [right for _, right in marked.marks] == [True, False, False, True]
+    words = processor.tokenizer.convert_ids_to_tokens(marked.ids)
+    assert [words[position - 1] for position, _ in marked.marks] == ["none", "no", "none", "no"]
+    assert all(words[position] == "\n" for position, _ in marked.marks)
+    with pytest.raises(ValueError, match="zip"):
+        encoder.encode_dialogue(Dialogue(0, ((text, "yes"),), lines=(True, False)), (0,))
+
+
+def test_new_layers_pass_their_input_through_and_the_probe_reads_below_them(processor, encoder):
+    model = build_model(processor, sizes=SIZES, seed=1).eval()
+    deeper = deepen_model(model, layers=2, seed=5)
+    assert deeper.config.text_config.num_hidden_layers == model.config.text_config.num_hidden_layers + 2
+    pixels = process_pictures(processor, render_scene(draw_scenes(1, seed=4, spec=DEFAULT_WORLD)[0]))
+    features = encode_pictures(model, pixels)
+    chain = "<thoughts>\nfind circle: none\nconclude exist: answer no\n</thoughts>\n<output>no</output>"
+    marked = encoder.encode_dialogue(Dialogue(0, ((f"score Is there a circle? : no\npath 1\n{chain}", "yes"),), lines=(True, False)), (0,))
+    batch = collate_sequences([marked], pad=encoder.pad)
+    torch.testing.assert_close(compute_loss(deeper, batch, features), compute_loss(model, batch, features))
+    probe = LineProbe(SIZES.width, layer=SIZES.layers, seed=0)
+    loss = compute_loss(deeper, batch, features, probe=probe)
+    extra = loss - compute_loss(deeper, batch, features)
+    assert 0.1 < extra.item() < 3.0
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in probe.parameters())
+    assert deeper.model.language_model.layers[-1].self_attn.o_proj.weight.grad.abs().sum() > 0
+    bare = collate_sequences([encoder.encode_dialogue(Dialogue(0, TURNS), (0,))], pad=encoder.pad)
+    torch.testing.assert_close(compute_loss(deeper, bare, features, probe=probe), compute_loss(deeper, bare, features))

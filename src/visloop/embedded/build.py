@@ -4,6 +4,7 @@ The classes are those of the large checkpoints; only the sizes are small. Every 
 shipped model's (about 0.8 million parameters).
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -92,3 +93,20 @@ def build_model(processor: LlavaProcessor, *, sizes: Sizes, seed: int) -> LlavaF
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def deepen_model(model: LlavaForConditionalGeneration, *, layers: int, seed: int) -> LlavaForConditionalGeneration:
+    """A copy with ``layers`` more language layers on top that pass their input through unchanged until they are trained."""
+    config = copy.deepcopy(model.config)
+    first = config.text_config.num_hidden_layers
+    config.text_config.num_hidden_layers = first + layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        deeper = LlavaForConditionalGeneration(config)
+    deeper.load_state_dict(deeper.state_dict() | model.state_dict())
+    with torch.no_grad():
+        for layer in deeper.model.language_model.layers[first:]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    deeper.generation_config = copy.deepcopy(model.generation_config)
+    return deeper.to(model.device).eval()

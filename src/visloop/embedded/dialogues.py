@@ -8,25 +8,35 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from visloop.embedded.tokenizer import EOS, IMAGE, PAD, ROLES
+from visloop.records.chains import CHAIN_TOKENS
 
 IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation about one scene of a gallery (its index there; None: no picture), turns of (user text, assistant text)."""
+    """A conversation about one scene of a gallery (its index there; None: no picture), turns of (user text, assistant text).
+
+    ``lines`` says of every step line inside the ``<thoughts>`` of the user turns whether it is right, in reading order;
+    empty where a stage has no use for it.
+    """
 
     scene: int | None
     turns: tuple[tuple[str, str], ...]
+    lines: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one conversation, which of them carry loss, and the picture rows its image tokens stand for."""
+    """Token ids of one conversation, which of them carry loss, and the picture rows its image tokens stand for.
+
+    ``marks``: positions of the line ends of ``Dialogue.lines``, each with whether its line is right.
+    """
 
     ids: list[int]
     loss: list[bool]
     pictures: tuple[int, ...]
+    marks: tuple[tuple[int, bool], ...] = ()
 
 
 class DialogueEncoder:
@@ -44,6 +54,7 @@ class DialogueEncoder:
         self.pad, self.eos, self.image = (tokenizer.convert_tokens_to_ids(token) for token in (PAD, EOS, IMAGE))
         self.unknown = tokenizer.unk_token_id
         self._user, self._assistant = (tokenizer.convert_tokens_to_ids(ROLES[role]) for role in ("user", "assistant"))
+        self._open, self._close, self._newline = (tokenizer.convert_tokens_to_ids(token) for token in (*CHAIN_TOKENS[:2], "\n"))
         self._patches = patches
 
     def encode_text(self, text: str) -> list[int]:
@@ -75,7 +86,19 @@ class DialogueEncoder:
             said = [*self.encode_text(reply), self.eos]
             ids += asked + said
             loss += [False] * len(asked) + [True] * len(said)
-        return Encoded(ids, loss, pictures)
+        if not dialogue.lines:
+            return Encoded(ids, loss, pictures)
+        return Encoded(ids, loss, pictures, tuple(zip(self._find_line_ends(ids), dialogue.lines, strict=True)))
+
+    def _find_line_ends(self, ids: Sequence[int]) -> list[int]:
+        """Positions of the line breaks that end a step line: those between the tags, but the one right after the first tag."""
+        ends, inside = [], False
+        for position, token in enumerate(ids):
+            if token in (self._open, self._close):
+                inside = token == self._open
+            elif inside and token == self._newline and ids[position - 1] != self._open:
+                ends.append(position)
+        return ends
 
     def encode_prompt(self, texts: Sequence[str], pictures: int) -> list[int]:
         """Ids of a conversation that waits for a reply; ``texts`` alternate user, assistant, ..., user."""
@@ -90,11 +113,15 @@ class DialogueEncoder:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded ``ids`` (b, t), next-token ``labels`` (b, t; -100 where no loss), ``pictures`` rows in reading order."""
+    """Right-padded ``ids`` (b, t), next-token ``labels`` (b, t; -100 where no loss), ``pictures`` rows in reading order.
+
+    ``marks`` (m, 3): row, position and 0/1 of every marked line end.
+    """
 
     ids: Tensor
     labels: Tensor
     pictures: Tensor
+    marks: Tensor
 
 
 def collate_sequences(sequences: Sequence[Encoded], *, pad: int) -> Batch:
@@ -107,4 +134,6 @@ def collate_sequences(sequences: Sequence[Encoded], *, pad: int) -> Batch:
         ids[row, : len(tokens)] = tokens
         carried = torch.tensor(sequence.loss[1:])
         labels[row, : len(tokens) - 1][carried] = tokens[1:][carried]
-    return Batch(ids, labels, torch.tensor([row for sequence in sequences for row in sequence.pictures], dtype=torch.long))
+    pictures = torch.tensor([row for sequence in sequences for row in sequence.pictures], dtype=torch.long)
+    marks = [(row, position, int(right)) for row, sequence in enumerate(sequences) for position, right in sequence.marks]
+    return Batch(ids, labels, pictures, torch.tensor(marks, dtype=torch.long).reshape(-1, 3))

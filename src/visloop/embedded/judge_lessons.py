@@ -127,7 +127,7 @@ class JudgeMix:
 
     rehearsed: float = 0.12
     compared: float = 0.1
-    checked: float = 0.25
+    checked: float = 0.15
     sampled: float = 0.5
     exact: float = 0.6
     hidden_answer: float = 0.1
@@ -172,6 +172,6 @@ def make_judging(
             return Dialogue(index, write_checks(question, paths[:4]))
         paths = paths[: rng.choice(PATH_COUNTS)]
         shown = render_scoring(question, paths, prompts=prompts, show_answer=rng.random() >= mix.hidden_answer)
-        return Dialogue(index, ((shown, format_scores(paths)),))
+        return Dialogue(index, ((shown, format_scores(paths)),), lines=tuple(right for path in paths for right in path.right))
 
     return draw

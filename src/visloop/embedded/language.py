@@ -53,16 +53,37 @@ def draw_batches(draw: DrawDialogue, *, gallery: Gallery, encoder: DialogueEncod
             yield collate_sequences(batch, pad=encoder.pad)
 
 
-def compute_loss(model: LlavaForConditionalGeneration, batch: Batch, features: Tensor) -> Tensor:
-    """Mean next-token loss over the labelled positions; ``features`` (n, patches, width) is the gallery's tensor."""
+class LineProbe(nn.Module):
+    """A throw-away head that reads at the end of a step line, after ``layer`` layers, whether the line is right.
+
+    Its loss puts the verdict of each line where the layers above can collect it; replies alone are too thin a signal.
+    """
+
+    def __init__(self, width: int, *, layer: int, seed: int) -> None:
+        super().__init__()
+        self.layer = layer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2))
+
+    def forward(self, states: Tensor, marks: Tensor) -> Tensor:
+        """Mean cross-entropy over ``marks`` (m, 3) of hidden states (b, t, width); zero without marks."""
+        if not len(marks):
+            return states.new_zeros(())
+        return nn.functional.cross_entropy(self.head(states[marks[:, 0], marks[:, 1]]), marks[:, 2])
+
+
+def compute_loss(model: LlavaForConditionalGeneration, batch: Batch, features: Tensor, *, probe: LineProbe | None = None) -> Tensor:
+    """Mean next-token loss over the labelled positions, plus the probe's; ``features`` (n, patches, width) is the gallery's."""
     language = model.model.language_model
     ids, labels = batch.ids.to(features.device), batch.labels.to(features.device)
     embeddings = language.embed_tokens(ids)
     projected = model.model.multi_modal_projector(features[batch.pictures.to(features.device)])
     embeddings = embeddings.masked_scatter((ids == model.config.image_token_id).unsqueeze(-1), projected)
-    hidden = language(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    output = language(inputs_embeds=embeddings, use_cache=False, output_hidden_states=probe is not None)
     carried = labels != IGNORED
-    return nn.functional.cross_entropy(model.lm_head(hidden[carried]), labels[carried])
+    loss = nn.functional.cross_entropy(model.lm_head(output.last_hidden_state[carried]), labels[carried])
+    return loss if probe is None else loss + probe(output.hidden_states[probe.layer], batch.marks.to(features.device))
 
 
 def train_language(
@@ -74,8 +95,9 @@ def train_language(
     encoder: DialogueEncoder,
     seed: int,
     report: Report,
+    probe: LineProbe | None = None,
 ) -> float:
-    """Train projector and language model in place for ``stage.steps`` steps; the tower stays as it is.
+    """Train projector and language model in place for ``stage.steps`` steps; the tower stays as it is. A probe is trained too.
 
     Returns:
         Mean loss of the last tenth of the steps.
@@ -84,13 +106,14 @@ def train_language(
         TrainingError: the loss is no longer finite.
     """
     parameters = [*model.model.multi_modal_projector.parameters(), *model.model.language_model.parameters(), *model.lm_head.parameters()]
+    parameters += probe.parameters() if probe is not None else []
     optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay, fused=True)
     schedule = make_schedule(optimizer, steps=stage.steps, warmup=stage.warmup, down=stage.down)
     batches = draw_batches(draw, gallery=gallery, encoder=encoder, batch_size=stage.batch_size, seed=seed)
     started, losses = time.process_time(), []
     model.train()
     for step, batch in zip(range(stage.steps), batches, strict=False):
-        loss = compute_loss(model, batch, gallery.features)
+        loss = compute_loss(model, batch, gallery.features, probe=probe)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, stage.clip)
         optimizer.step()

@@ -33,12 +33,14 @@ class TowerStage:
 class JudgeRecipe:
     """How the judge is made from the base: two stages, and the chains sampled from the base that they show.
 
-    Checking lines comes before scoring paths: from scoring replies alone nothing was learned.
+    ``layers`` are put on top of the base's: they collect what the layers below find wrong in each line, where a probe is
+    trained to see it. Without probe and checks, scoring was not learned from the replies.
     """
 
-    checking: Stage = field(default_factory=lambda: Stage(name="checking", steps=800, learning_rate=1e-3, batch_size=16, down=0.0))
-    judging: Stage = field(default_factory=lambda: Stage(name="judging", steps=1400, learning_rate=1e-3, batch_size=16, down=0.5))
-    check: JudgeMix = field(default_factory=lambda: JudgeMix(checked=0.7))
+    layers: int = 2
+    checking: Stage = field(default_factory=lambda: Stage(name="checking", steps=1200, learning_rate=1e-3, batch_size=16, down=0.0))
+    judging: Stage = field(default_factory=lambda: Stage(name="judging", steps=2600, learning_rate=1e-3, batch_size=16, down=0.5))
+    check: JudgeMix = field(default_factory=lambda: JudgeMix(checked=0.4))
     judge: JudgeMix = field(default_factory=JudgeMix)
     sampled_questions: int = 2500
     sampled_paths: int = 4

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from visloop.embedded.build import deepen_model
 from visloop.embedded.card import CardFacts, Table, format_table, write_card
 from visloop.embedded.checkpoints import load_model, save_shipped
 from visloop.embedded.dialogues import DialogueEncoder
@@ -24,7 +25,7 @@ from visloop.embedded.judge_lessons import (
     render_scoring,
     score_path,
 )
-from visloop.embedded.language import train_language
+from visloop.embedded.language import LineProbe, train_language
 from visloop.embedded.pictures import Gallery, draw_scenes, encode_pictures, render_pixels
 from visloop.embedded.recipe import JudgeRecipe, Recipe, mix_sources, plan_lessons, split_pools
 from visloop.embedded.replies import generate_replies
@@ -153,6 +154,9 @@ class JudgeRun:
                 f"judge: none of the {plan.sampled_questions} questions got a readable chain from the base; train the base first"
             )
         self.report(f"judge: {sum(len(judged.paths) for judged in pool)} different chains sampled for {len(pool)} questions")
+        depth, width = self.model.config.text_config.num_hidden_layers, self.model.config.text_config.hidden_size
+        probe = LineProbe(width, layer=depth, seed=self.seed).to(self.device)
+        self.model = deepen_model(self.model, layers=plan.layers, seed=self.seed)
         lessons = plan_lessons(gallery, pools=split_pools(gallery), recipe=recipe, spec=self.spec, prompts=self.prompts)
         for stage, mix in ((plan.checking, plan.check), (plan.judging, plan.judge)):
             judging = make_judging(gallery, scenes=range(len(scenes)), pool=pool, spec=self.spec, mix=mix, prompts=self.prompts)
@@ -164,6 +168,7 @@ class JudgeRun:
                 encoder=self.encoder,
                 seed=seed_for(self.seed, stage.name),
                 report=self.report,
+                probe=probe,
             )
 
     def ship(self, *, base: Path, examined_seed: int) -> Table:
@@ -223,12 +228,13 @@ class JudgeRun:
                 "It sees the picture, never the scene behind it."
             ),
             recipe=(
-                "starts from the weights of `embedded/base`",
+                f"starts from the weights of `embedded/base`, with {plan.layers} more language layers on top",
+                "while it is trained, a probe below the new layers learns to tell at the end of each line whether it is right",
                 f"{plan.sampled_questions:,} questions with {plan.sampled_paths} chains each, sampled from the base at T=1, "
                 "scored by the exact verifier",
                 *(stage.describe() for stage in (plan.checking, plan.judging)),
                 f"checking: {plan.check.checked:.0%} of its conversations tell chains line by line and ask of each line whether it is "
-                f"right; without this stage scoring was not learned. judging: {mix.checked:.0%} of them, the rest scorings",
+                f"right; judging: {mix.checked:.0%} of them",
                 f"{mix.rehearsed:.0%} of the conversations are the base's own lessons, {mix.compared:.0%} compare two answers",
                 f"{mix.sampled:.0%} of the chains shown are sampled ones, the rest exact or with one injected fault",
                 "scores are multiples of five",
