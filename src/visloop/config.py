@@ -100,7 +100,7 @@ class DataConfig:
     """The questions. ``name`` picks the reader; counts are questions per split; empty ``families`` means all."""
 
     name: str = "scenes"
-    train: int = 5000
+    train: int = 4400
     validation: int = 400
     test: int = 1000
     questions_per_scene: int = 2
@@ -159,7 +159,7 @@ class SetsConfig:
 
     reason_min_score: float = 1.0
     reason_fraction: float = 1.0
-    summary_size: int = 4000
+    summary_size: int = 3000
     summary_shares: dict[str, float] = field(
         default_factory=lambda: {"optimal": 0.12, "flawed": 0.08, "wrong_answer": 0.1, "agent": 0.6, "general": 0.1}
     )
@@ -217,7 +217,7 @@ class DPOSettings(TrainSettings):
 class PairConfig:
     """How D_t is built from assessed chains. ``min_margin`` in score points; ``max_length_ratio`` of longer to shorter text."""
 
-    strategy: PairStrategy = PairStrategy.best_worst
+    strategy: PairStrategy = PairStrategy.first_error
     min_margin: float = 20.0
     max_pairs_per_question: int = 1
     max_length_ratio: float = 3.0
@@ -241,13 +241,13 @@ class RoundsConfig:
     """Iterative DPO (Insight-V 3.4): M_1..M_T, each on D_t sampled from the model before it."""
 
     rounds: int = 3
-    prompts_per_round: int = 1000
+    prompts_per_round: int = 800
     samples_per_question: int = 6
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, max_new_tokens=128))
     validation_samples: int = 4
     pairs: PairConfig = field(default_factory=PairConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
-    stop_after_rejections: int = 1
+    stop_after_rejections: int = 2
     reference: str = "previous"
     only: int | None = None
 

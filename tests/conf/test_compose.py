@@ -148,7 +148,7 @@ def test_named_variants_change_what_they_name() -> None:
     default = compose_config()
     assert compose_config(["experiment=dpo_sigmoid"]).dpo.loss is Loss.sigmoid
     assert compose_config(["experiment=dpo_mpo"]).dpo.loss is Loss.mpo
-    for name in ("correct_flawed", "margin", "first_error"):
+    for name in ("correct_flawed", "margin", "best_worst"):
         changed = compose_config([f"experiment=pairs_{name}"])
         assert changed.rounds.pairs.strategy is PairStrategy(name)
         changed.rounds.pairs.strategy = default.rounds.pairs.strategy
