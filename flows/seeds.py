@@ -1,6 +1,7 @@
 """The whole loop over several seeds, each with its own questions, and one table with intervals over seeds and scenes.
 
-A seed lives in `seeds/<seed>` of the data folder. Finished work is skipped, so the table costs seconds when the runs are there.
+The config's own seed is the run of `python -m flows.pipeline`; another one lives in `seeds/<seed>` of the data folder. Finished work
+is skipped, so the table costs seconds when the runs are there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,9 @@ def seeds(values: dict[str, Any]) -> None:
 
 
 def place_seed(config: Config, seed: int) -> Config:
-    """The same settings under another seed, in a data folder of its own."""
+    """The same settings under another seed, in a data folder of its own. The config's own seed is where it always is."""
+    if seed == config.seed:
+        return config
     return replace(config, seed=seed, paths=replace(config.paths, data=(Path(config.paths.data) / "seeds" / str(seed)).as_posix()))
 
 
