@@ -12,10 +12,11 @@ class Layout:
 
     root: Path
     dataset: str
+    rounds: str = "rounds"
 
     @classmethod
     def from_config(cls, config: Config) -> "Layout":
-        return cls(Path(config.paths.data), config.data.name)
+        return cls(Path(config.paths.data), config.data.name, config.paths.rounds)
 
     @property
     def raw(self) -> Path:
@@ -48,7 +49,7 @@ class Layout:
         return self.root / "models" / name
 
     def round(self, number: int) -> Path:
-        return self.root / "rounds" / f"{number:02d}"
+        return self.root / self.rounds / f"{number:02d}"
 
     def gate(self, name: str) -> Path:
         return self.root / "gates" / name

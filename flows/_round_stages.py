@@ -47,7 +47,7 @@ def start_round_zero(config: Config, layout: Layout) -> Any:
             config_hash=hash_json(_plain(config.sft_reason)),
         )
         write_json(place / "lineage.json", lineage)
-        write_json(place / "head.json", {"round": 0, "model": "models/reasoner", "validation": "rounds/00/validation"})
+        write_json(place / "head.json", _describe_head(layout, number=0, model=layout.model("reasoner")))
         return {}
 
     return run_stage(
@@ -220,7 +220,7 @@ def judge_round(config: Config, layout: Layout, *, number: int, head: dict[str, 
         )
         write_json(place / "report.json", report)
         write_json(place / "lineage.json", extend_lineage(lineage, report))
-        here = {"round": number, "model": f"rounds/{number:02d}/model", "validation": f"rounds/{number:02d}/validation"}
+        here = _describe_head(layout, number=number, model=folder / "model")
         write_json(place / "head.json", here if report.accepted else head)
         return {"accepted": float(report.accepted), "gain": report.after.sampled_accuracy - report.before.sampled_accuracy}
 
@@ -270,6 +270,13 @@ def read_validation(folder: Path) -> ValidationMetrics:
     """The metrics that ``validate_model`` left."""
     metrics: ValidationMetrics = TypeAdapter(ValidationMetrics).validate_python(read_json(folder / "metrics.json"))
     return metrics
+
+
+def _describe_head(layout: Layout, *, number: int, model: Path) -> dict[str, Any]:
+    """The last accepted model; paths are relative to the data folder."""
+    validation = layout.round(number) / "validation"
+    paths = {"model": model, "validation": validation}
+    return {"round": number, **{key: path.relative_to(layout.root).as_posix() for key, path in paths.items()}}
 
 
 def _plain(settings: Any) -> Any:

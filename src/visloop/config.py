@@ -89,10 +89,12 @@ class ChatConfig:
 
 @dataclass
 class PathsConfig:
-    """Folders, relative to the working directory."""
+    """Folders, relative to the working directory; ``rounds`` is relative to ``data``: a sweep over DPO settings keeps its
+    jobs apart with it and shares everything before the rounds."""
 
     data: str = "data"
     mlruns: str = "mlruns"
+    rounds: str = "rounds"
 
 
 @dataclass
