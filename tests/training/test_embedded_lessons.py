@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from visloop.embedded.agreement import measure_agreement, read_entries
 from visloop.embedded.judge_lessons import (
     MOST_PATHS,
     JudgedQuestion,
@@ -27,7 +28,6 @@ from visloop.embedded.lessons import LessonMix, draw_lesson, draw_lesson_questio
 from visloop.embedded.perception import GroundingMix, describe_scene, draw_find, draw_grounding_turns
 from visloop.embedded.pictures import Gallery, draw_scenes
 from visloop.embedded.recipe import Recipe, plan_lessons, split_pools
-from visloop.embedded.run_judge import measure_agreement, read_entries
 from visloop.embedded.schedule import scale_rate
 from visloop.embedded.tower import label_patches
 from visloop.prompts.render import PromptSet
@@ -238,6 +238,10 @@ def test_checks_ask_of_every_line_whether_it_is_right():
     )
 
 
+def read_replies(replies, counts):
+    return [[read_entries(reply).get(number) for number in range(1, count + 1)] for reply, count in zip(replies, counts, strict=True)]
+
+
 def make_path(score, error):
     return ScoredPath((), "yes", score, error)
 
@@ -247,7 +251,9 @@ def test_agreement_by_hand():
     judged = JudgedQuestion(0, question, (make_path(100, 0), make_path(50, 2), make_path(20, 1)))
     same_score = JudgedQuestion(0, question, (make_path(100, 0), make_path(100, 0)))
     perfect = '[{"id": 1, "score": 90, "error": 0}, {"id": 2, "score": 60, "error": 2}, {"id": 3, "score": 5, "error": 2}]'
-    table = measure_agreement([judged, same_score], [perfect, '[{"id":1,"score":5,"error":0},{"id":2,"score":100,"error":1}]'])
+    table = measure_agreement(
+        [judged, same_score], read_replies([perfect, '[{"id":1,"score":5,"error":0},{"id":2,"score":100,"error":1}]'], [3, 2])
+    )
     assert table["rank"] == pytest.approx(1.0)
     assert table["ranked questions"] == 1
     assert table["pairs"] == 1.0
@@ -256,11 +262,11 @@ def test_agreement_by_hand():
     assert table["flawed found"] == 1.0
     reverse = '[{"id": 1, "score": 5, "error": 0}, {"id": 2, "score": 60, "error": 2}, {"id": 3, "score": 90, "error": 1}]'
     flat = '[{"id": 1, "score": 5, "error": 0}, {"id": 2, "score": 5, "error": 0}, {"id": 3, "score": 5, "error": 0}]'
-    table = measure_agreement([judged, judged, judged], [reverse, flat, "no JSON"])
+    table = measure_agreement([judged, judged, judged], read_replies([reverse, flat, "no JSON"], [3, 3, 3]))
     assert table["rank"] == pytest.approx(-0.5)
     assert table["pairs"] == pytest.approx((0 + 0 + 0 + 0.5 * 3) / 6)
     assert table["parsed"] == pytest.approx(6 / 9)
-    assert math.isnan(measure_agreement([same_score], ["{}"])["rank"])
+    assert math.isnan(measure_agreement([same_score], read_replies(["{}"], [2]))["rank"])
 
 
 @pytest.mark.parametrize("reply", ["", "[", "yes", "{}", "[1, 2]", '[{"id": 1, "score": 5}]', '{"id": 1}'])

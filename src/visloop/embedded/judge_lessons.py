@@ -122,7 +122,7 @@ PATH_COUNTS = (1, 1, 2, 2, 3, 4, 6, MOST_PATHS)
 class JudgeMix:
     """Shares of the judge's conversations: ``rehearsed`` lessons of the base, ``compared`` answers, ``checked`` chains told
     step by step, else scorings. Of the checked and scored chains a share ``sampled`` comes from the base, the others
-    are exact (``exact``: probability that one is among them) or hold an injected fault.
+    are exact (``exact``: probability that one is among them) or hold an injected fault. ``counts``: paths shown together.
     """
 
     rehearsed: float = 0.12
@@ -131,6 +131,7 @@ class JudgeMix:
     sampled: float = 0.5
     exact: float = 0.6
     hidden_answer: float = 0.1
+    counts: tuple[int, ...] = PATH_COUNTS
 
 
 def write_checks(question: SceneQuestion, paths: Sequence[ScoredPath]) -> tuple[tuple[str, str], ...]:
@@ -163,14 +164,14 @@ def make_judging(
         else:
             index = rng.choice(scenes)
             question = draw_questions(gallery.scenes[index], seed=rng.getrandbits(32), spec=spec, count=1)[0]
-            paths = draw_paths(rng, gallery.scenes[index], question, spec=spec, count=rng.choice(PATH_COUNTS), exact=mix.exact)
+            paths = draw_paths(rng, gallery.scenes[index], question, spec=spec, count=rng.choice(mix.counts), exact=mix.exact)
             rng.shuffle(paths)
         kind = rng.random()
         if kind < mix.compared:
             return Dialogue(None, (draw_comparison(rng, question, spec=spec, prompts=prompts),))
         if kind < mix.compared + mix.checked:
             return Dialogue(index, write_checks(question, paths[:4]))
-        paths = paths[: rng.choice(PATH_COUNTS)]
+        paths = paths[: rng.choice(mix.counts)]
         shown = render_scoring(question, paths, prompts=prompts, show_answer=rng.random() >= mix.hidden_answer)
         return Dialogue(index, ((shown, format_scores(paths)),), lines=tuple(right for path in paths for right in path.right))
 

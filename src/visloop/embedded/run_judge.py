@@ -1,16 +1,14 @@
 """Make the judge: the base goes on learning to score paths, its own sampled ones among them, with the exact verifier's scores."""
 
-import json
-import math
 import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from visloop.embedded.agreement import Entry, measure_agreement, read_entries
 from visloop.embedded.build import deepen_model
 from visloop.embedded.card import CardFacts, Table, format_table, write_card
 from visloop.embedded.checkpoints import load_model, save_shipped
@@ -38,6 +36,7 @@ from visloop.scenes.questions import draw_questions
 from visloop.scenes.world import Scene, WorldSpec
 
 _HEADING = "Agreement with the exact verifier on held-out scenes"
+PATHS_PER_CALL = (1, 2, MOST_PATHS)
 CHAIN_TOKENS, REPLY_TOKENS = 110, 10 * MOST_PATHS + 8
 
 
@@ -181,6 +180,34 @@ class JudgeRun:
         write_card(self.folder, facts=self._describe(judge, change=change, minutes=minutes), tables={_HEADING: table})
         return table
 
+    def _score(
+        self,
+        judge: LlavaForConditionalGeneration,
+        questions: Sequence[JudgedQuestion],
+        *,
+        pixels: Tensor,
+        rows: Sequence[tuple[int, ...]],
+        together: int,
+    ) -> list[list[Entry | None]]:
+        """The judge's entry (or None) for every path of every question, at most ``together`` paths in one call."""
+        calls = [
+            (number, judged, judged.paths[start : start + together])
+            for number, judged in enumerate(questions)
+            for start in range(0, len(judged.paths), together)
+        ]
+        replies = self._reply(
+            judge,
+            [render_scoring(judged.question, paths, prompts=self.prompts) for _, judged, paths in calls],
+            [rows[judged.scene] for _, judged, _ in calls],
+            pixels=pixels,
+            new_tokens=REPLY_TOKENS,
+        )
+        entries: list[list[Entry | None]] = [[] for _ in questions]
+        for (number, _, paths), reply in zip(calls, replies, strict=True):
+            found = read_entries(reply)
+            entries[number] += [found.get(place) for place in range(1, len(paths) + 1)]
+        return entries
+
     def examine(
         self, judge: LlavaForConditionalGeneration, processor: LlavaProcessor, *, base: Path, seed: int
     ) -> dict[str, dict[str, float]]:
@@ -204,14 +231,9 @@ class JudgeRun:
         table = {}
         for name, questions in (("sampled, answer right", right_only), ("sampled, all", sampled), ("injected faults", injected)):
             kept = [judged for judged in questions if judged.paths]
-            replies = self._reply(
-                judge,
-                [render_scoring(judged.question, judged.paths, prompts=self.prompts) for judged in kept],
-                [rows[judged.scene] for judged in kept],
-                pixels=pixels,
-                new_tokens=REPLY_TOKENS,
-            )
-            table[name] = measure_agreement(kept, replies)
+            for together in PATHS_PER_CALL:
+                entries = self._score(judge, kept, pixels=pixels, rows=rows, together=together)
+                table[f"{name}, {together} per call"] = measure_agreement(kept, entries)
         turns = [draw_comparison(rng, judged.question, spec=self.spec, prompts=self.prompts) for judged in sampled]
         verdicts = self._reply(judge, [text for text, _ in turns], [()] * len(turns), pixels=pixels, new_tokens=4)
         same = [reply == verdict for reply, (_, verdict) in zip(verdicts, turns, strict=True)]
@@ -247,60 +269,9 @@ class JudgeRun:
             minutes=minutes,
             device=self.device,
             limits=(
+                "show it at most two paths per call (`assess.max_paths_per_call`): with more it mixes them up",
                 "rank: mean Spearman correlation within questions; one score for all paths of a question counts as 0",
                 "knows only the default world and chains in the form of the compact prompts",
                 "its sampled chains come from the shipped base; chains of a stronger reasoner have other and fewer errors",
             ),
         )
-
-
-def read_entries(reply: str) -> dict[int, tuple[int, int]]:
-    """Score and first wrong step by path id; empty when the reply is no JSON array of such entries."""
-    try:
-        return {entry["id"]: (entry["score"], entry["error"]) for entry in json.loads(reply)}
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return {}
-
-
-def measure_agreement(questions: Sequence[JudgedQuestion], replies: Sequence[str]) -> dict[str, float]:
-    """Agreement of replies with the verifier.
-
-    ``rank``: mean Spearman correlation within questions whose paths differ in the verifier's score (a judge that gives
-    all of them one score counts as 0). ``pairs``: share of differently scored pairs put in the right order, ties count
-    half. ``error step``: share of paths with the first wrong step (or none) named. ``parsed``: share of paths with an entry.
-    ``flawless found``: of the paths without a wrong step, the share the judge calls so; ``flawed found``: of the others.
-    """
-    ranks, ordered, named, parsed = [], [], [], []
-    clean: dict[bool, list[bool]] = {True: [], False: []}
-    for judged, reply in zip(questions, replies, strict=True):
-        entries = read_entries(reply)
-        given = [entries.get(number) for number in range(1, len(judged.paths) + 1)]
-        for path, entry in zip(judged.paths, given, strict=True):
-            parsed.append(entry is not None)
-            named.append(entry is not None and entry[1] == path.error)
-            clean[path.error == 0].append(entry is not None and (entry[1] == 0) == (path.error == 0))
-        if None in given or len({path.score for path in judged.paths}) < 2:
-            continue
-        truth, said = [path.score for path in judged.paths], [entry[0] for entry in given if entry is not None]
-        rank = float(spearmanr(truth, said).statistic) if len(set(said)) > 1 else 0.0
-        ranks.append(0.0 if math.isnan(rank) else rank)
-        for first in range(len(truth)):
-            for second in range(first):
-                if truth[first] != truth[second]:
-                    difference = (said[first] - said[second]) * (1 if truth[first] > truth[second] else -1)
-                    ordered.append(0.5 if difference == 0 else float(difference > 0))
-    return {
-        "questions": len(questions),
-        "paths": len(parsed),
-        "parsed": _mean(parsed),
-        "rank": _mean(ranks),
-        "ranked questions": len(ranks),
-        "pairs": _mean(ordered),
-        "error step": _mean(named),
-        "flawless found": _mean(clean[True]),
-        "flawed found": _mean(clean[False]),
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
