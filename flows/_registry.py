@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 from flows._database import call_patiently, connect
 from flows._provenance import clean_name
@@ -154,7 +152,7 @@ def _hash_model(folder: Path) -> dict[str, str]:
 
 
 def _read_base(folder: Path) -> dict[str, str] | None:
-    """What an adapter folder says about a base that lies in another folder: its relative path and its hash."""
+    """What an adapter folder says about a base that lies in another folder: its name (no path from the adapter) and its hash."""
     file = folder / _ADAPTER_BASE
     if not (folder / _ADAPTER_CONFIG).is_file() or not file.is_file():
         return None
@@ -173,12 +171,6 @@ def _store_files(run: TrackedRun, logged: Any, *, folder: Path, files: Mapping[s
                 target = staged / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to((folder / name).resolve())
-            base = _read_base(folder)
-            if base is not None:  # the adapter must find its base from where it will lie
-                place = url2pathname(urlparse(logged.artifact_location).path)
-                base["base"] = Path(os.path.relpath(folder.resolve() / base["base"], place)).as_posix()
-                (staged / _ADAPTER_BASE).unlink()
-                (staged / _ADAPTER_BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
         else:
             path = Path(os.path.relpath(folder.resolve(), run.mlruns.parent)).as_posix()
             (staged / WEIGHTS_NAME).write_text(json.dumps({"path": path, "sha256": dict(files)}, indent=2) + "\n", encoding="utf-8")

@@ -235,7 +235,7 @@ def judge_round(config: Config, layout: Layout, *, number: int, head: dict[str, 
 
 
 def note_stop(config: Config, layout: Layout, *, number: int, reason: str) -> Any:
-    """Stage: a round that the stop rule left out; the head stays."""
+    """Stage: a round that the stop rule left out, or that got no pair; the head stays."""
     previous = layout.round(number - 1) / "report"
 
     def work(place: Path) -> dict[str, float]:
@@ -248,7 +248,7 @@ def note_stop(config: Config, layout: Layout, *, number: int, reason: str) -> An
         f"round {number}",
         folder=layout.round(number) / "report",
         inputs={"previous": previous},
-        config={"stop_after_rejections": config.rounds.stop_after_rejections},
+        config={"stop_after_rejections": config.rounds.stop_after_rejections, "reason": reason},
         code=["visloop.reasoning.rounds"],
         work=work,
     )

@@ -68,7 +68,8 @@ def start_rounds(config: Config, layout: Layout, run: TrackedRun) -> None:
 
 
 def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
-    """One round: sample D_t from the head, train, validate, accept or reject. A round after the stop leaves a note only."""
+    """One round: sample D_t from the head, train, validate, accept or reject. A round after the stop, or one whose questions gave
+    no pair, leaves a note only."""
     folder = layout.round(number)
     reports = read_reports(layout, before=number)
     stop = should_stop(reports, config=config.rounds)
@@ -99,8 +100,12 @@ def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> 
         )
         _gate(config, layout, number=number, suite="paths")
         _gate(config, layout, number=number, suite="assessed")
-        child.log_stage(make_pairs(config, layout, number=number, samples=prompts))
+        pairs = make_pairs(config, layout, number=number, samples=prompts)
+        child.log_stage(pairs)
         child.log_json(folder / "pairs" / "report.json")
+        if not pairs.counts["pairs"]:
+            child.log_stage(note_stop(config, layout, number=number, reason="no_pairs"))
+            return
         sample_ids = {item.path.id: item.path.sample_id for item in read_shards(folder / "assessed", AssessedPath)}
         _gate(config, layout, number=number, suite="pairs", paths=sample_ids)
         child.log_stage(train_round(config, layout, number=number, model=model))
