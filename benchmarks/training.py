@@ -241,8 +241,8 @@ def main() -> None:
         return
     import torch
 
+    from visloop.chat.adapters import hash_weights
     from visloop.chat.weights import resolve_model
-    from visloop.training.models import hash_weights
 
     model = Path(resolve_model(options.model))
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,5 +1,6 @@
 """The in-process backend on random-weight models of real families: exactness, keyed draws, reuse, faults."""
 
+import json
 import logging
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
@@ -24,6 +26,7 @@ from visloop.chat.row_decoding import RowDecoder, supports_row_cache
 from visloop.chat.transformers import TransformersChat
 from visloop.config import ChatConfig
 from visloop.errors import ConfigError, ModelError
+from visloop.training.models import load_policy, save_checkpoint
 
 SAMPLED = Sampling(temperature=1.0, max_new_tokens=16)
 GREEDY = Sampling(max_new_tokens=16)
@@ -529,3 +532,39 @@ def test_model_without_chat_template_says_so(tmp_path: Path, mount: Mount) -> No
         assert TEMPLATE[:40] not in path.read_text()
     with pytest.raises(ModelError, match="no chat template"):
         mount(folder).reply([ChatRequest(id="a", messages=(Message(role="user", text="count"),))], sampling=GREEDY)
+
+
+@pytest.fixture
+def lora_folders(llava: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A random adapter on the tiny LLaVA, swapped to another folder after it was written; and full weights of the same function."""
+    loaded = load_policy(llava)
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, lora_alpha=64, target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj)", init_lora_weights=False)
+    adapted = get_peft_model(loaded.model, lora)
+    save_checkpoint(adapted, loaded.processor, tmp_path / "reasoner" / "unfinished" / "build")
+    (tmp_path / "reasoner" / "unfinished" / "build").rename(tmp_path / "adapter")
+    save_checkpoint(adapted.merge_and_unload(), loaded.processor, tmp_path / "full")
+    return tmp_path / "adapter", tmp_path / "full"
+
+
+def test_an_adapter_replies_like_its_merged_weights(
+    lora_folders: tuple[Path, Path], llava: Path, pictures: list[Path], mount: Mount
+) -> None:
+    adapter, full = lora_folders
+    for sampling in (GREEDY, SAMPLED):
+        replies = mount(adapter).reply(ask(pictures), sampling=sampling)
+        assert replies == mount(full).reply(ask(pictures), sampling=sampling)
+        assert replies != mount(llava).reply(ask(pictures), sampling=sampling), "the adapter must be active"
+    assert isinstance(mount(adapter)._decoder, RowDecoder), "as fast as full weights"
+
+
+def test_an_adapter_needs_its_own_base(lora_folders: tuple[Path, Path], world: Path, mount: Mount) -> None:
+    adapter, _ = lora_folders
+    other = save_tiny_vlm(world / "another_llava", family="llava", seed=4)
+    record = json.loads((adapter / "base.json").read_text())
+    (adapter / "base.json").write_text(json.dumps({**record, "base": str(other)}))
+    with pytest.raises(ModelError, match="not those that the adapter was trained on"):
+        mount(adapter)
+    (adapter / "base.json").unlink()
+    with pytest.raises(ModelError, match=r"base\.json: an adapter needs this file"):
+        mount(adapter)

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.fixtures.tiny_models import BUILDERS, FREEZE
+from visloop.chat.adapters import hash_weights
 from visloop.config import DPOSettings, LoraSettings, Loss, SFTSettings
 from visloop.errors import ConfigError, DataError, TrainingError
 from visloop.records.reasoning import PreferencePair, SFTExample
 from visloop.training import dpo
 from visloop.training.dpo import build_loss, train_dpo
 from visloop.training.encoding import Encoder, PairCollator
-from visloop.training.models import hash_weights, load_policy
+from visloop.training.models import load_policy
 from visloop.training.sft import train_sft
 
 LN2 = math.log(2.0)

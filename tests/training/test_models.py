@@ -13,6 +13,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from tests.fixtures.tiny_models import BUILDERS, build_llava
 from tests.fixtures.training_records import make_example, make_pair
+from visloop.chat.adapters import hash_weights
 from visloop.chat.images import load_image
 from visloop.chat.loads import count_loads, reset_loads
 from visloop.config import SFTSettings
@@ -21,7 +22,7 @@ from visloop.records.chains import CHAIN_TOKENS
 from visloop.records.reasoning import ChatTurn, PreferencePair, SFTExample
 from visloop.training.checkpoints import is_whole, prepare_checkpoints
 from visloop.training.encoding import Encoder, PairCollator, SFTCollator, render_segments
-from visloop.training.models import ensure_chain_tokens, freeze_modules, hash_weights, load_policy, save_checkpoint
+from visloop.training.models import ensure_chain_tokens, freeze_modules, load_policy, save_checkpoint
 from visloop.training.sft import train_sft
 
 LINEARS = r".*(language_model|text_model).*\.(q_proj|v_proj)"
@@ -150,9 +151,12 @@ def test_full_weights_survive_a_round_trip(
 
 
 def test_an_adapter_finds_its_base_after_the_folder_moved(
-    model_folder: Callable[[str], Path], image_root: Path, examples: list[SFTExample], tmp_path: Path
+    model_folder: Callable[[str], Path], image_root: Path, examples: list[SFTExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The project moves as a whole; and an adapter is built in one folder and swapped to another."""
     here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     first = load_policy(model_folder("llava"))
     save_checkpoint(first.model, first.processor, here / "base")
     loaded = load_policy(here / "base")
@@ -160,13 +164,18 @@ def test_an_adapter_finds_its_base_after_the_folder_moved(
     adapter = get_peft_model(loaded.model, LoraConfig(r=4, target_modules=LINEARS, init_lora_weights=False))
     adapter.add_adapter("ref", adapter.peft_config["default"])
     before = compute_logits(adapter, loaded.processor, examples, image_root)
-    save_checkpoint(adapter, loaded.processor, here / "rounds" / "01")
-    assert json.loads((here / "rounds" / "01" / "base.json").read_text())["base"] == "../../base"
+    save_checkpoint(adapter, loaded.processor, here / "rounds" / "01" / "in" / "progress")
+    (here / "rounds" / "01" / "in" / "progress").rename(here / "rounds" / "02")
+    (here / "rounds" / "01" / "in").rmdir()
+    (here / "rounds" / "01").rmdir()
+    (here / "rounds" / "02").rename(here / "rounds" / "01")
+    assert json.loads((here / "rounds" / "01" / "base.json").read_text())["base"] == "./base"
     assert not [path for path in (here / "rounds" / "01").iterdir() if path.is_dir()], "only the adapter 'default' may be saved"
     for file in (here / "rounds" / "01").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file
 
     here.rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
     moved = load_policy(tmp_path / "there" / "rounds" / "01")
     assert moved.is_adapter
     assert moved.base == str(tmp_path / "there" / "base")

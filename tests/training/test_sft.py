@@ -16,6 +16,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.fixtures.tiny_models import BUILDERS, FREEZE, build_llava
 from tests.fixtures.training_records import make_example
+from visloop.chat.adapters import hash_weights
 from visloop.config import LoraSettings, SFTSettings
 from visloop.errors import ConfigError, DataError, TrainingError
 from visloop.records.chains import CHAIN_TOKENS
@@ -23,7 +24,7 @@ from visloop.records.reasoning import SFTExample
 from visloop.training import runs
 from visloop.training.callbacks import FiniteGuard, ProgressReporter
 from visloop.training.encoding import Encoder, SFTCollator
-from visloop.training.models import hash_weights, load_policy, save_checkpoint
+from visloop.training.models import load_policy, save_checkpoint
 from visloop.training.sft import train_sft
 
 LORA = LoraSettings(enabled=True, r=4, lora_alpha=8, target_modules=r".*(language_model|text_model).*\.(q_proj|v_proj|up_proj)")

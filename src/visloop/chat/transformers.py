@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from visloop.chat.adapters import find_base, is_adapter
 from visloop.chat.base import ChatReply, ChatRequest, Sampling
 from visloop.chat.conversations import ConversationEncoder, Prompt
 from visloop.chat.decoding import Decoded, Decoder
@@ -148,25 +149,28 @@ class TransformersChat:
 def load_model(config: ChatConfig) -> _Loaded:
     """The weights and processor of ``config.model``: read once per process while anyone uses them, counted in ``loads``.
 
-    A local or shipped folder is never looked up on the network.
+    A local or shipped folder is never looked up on the network. A LoRA adapter is merged into its base, so that it decodes
+    as fast as full weights.
 
     Raises:
-        ModelError: not found, or not loadable as an image-text-to-text model.
+        ModelError: not found, not loadable as an image-text-to-text model, or an adapter whose base is not the recorded one.
         ConfigError: ``dtype`` is not a torch dtype's name.
     """
     source = resolve_model(config.model)
-    local = Path(source).is_dir()
     device = _pick_device(config.device)
     dtype = _pick_dtype(config.dtype, device=device)
     key = (source, stamp_weights(source), str(device), str(dtype), config.attn_implementation)
     with _LOADING:
         if (loaded := _LOADED.get(key)) is not None:
             return loaded
+        base = find_base(source) if is_adapter(source) else source
         try:
-            processor: Any = AutoProcessor.from_pretrained(source, local_files_only=local)  # type: ignore[no-untyped-call]
+            processor: Any = AutoProcessor.from_pretrained(source, local_files_only=Path(source).is_dir())  # type: ignore[no-untyped-call]
             model: Any = AutoModelForImageTextToText.from_pretrained(
-                source, local_files_only=local, dtype=dtype, attn_implementation=config.attn_implementation
+                base, local_files_only=Path(base).is_dir(), dtype=dtype, attn_implementation=config.attn_implementation
             )
+            if base != source:
+                model = _merge_adapter(model, source)
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise ModelError(
                 f"model {config.model!r} ({source}) cannot be loaded: {error}; it must be an image-text-to-text model with its processor"
@@ -175,6 +179,15 @@ def load_model(config: ChatConfig) -> _Loaded:
         loaded = _Loaded(model.to(device).eval(), processor)
         _LOADED[key] = loaded
         return loaded
+
+
+def _merge_adapter(model: Any, adapter: str) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    except RuntimeError as error:  # shapes that do not fit
+        raise ModelError(f"{adapter}: this adapter does not fit its base: {error}") from error
 
 
 def _pick_device(name: str) -> torch.device:

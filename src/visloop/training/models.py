@@ -1,6 +1,5 @@
 """Load and save policies: a full checkpoint folder, a hub id, or a LoRA adapter folder that names its base."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -16,14 +15,12 @@ from tokenizers import AddedToken
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 
+from visloop.chat.adapters import ADAPTER_CONFIG, find_base, hash_weights, is_adapter, name_base, write_base
 from visloop.chat.loads import note_load
 from visloop.chat.weights import resolve_model
 from visloop.errors import ConfigError, DataError, ModelError
-from visloop.ids import hash_file, hash_json
 from visloop.records.chains import CHAIN_TOKENS
 
-ADAPTER_CONFIG = "adapter_config.json"
-BASE_FILE = "base.json"
 disable_progress_bar()  # a bar per load and save would break into the run's own
 
 
@@ -52,26 +49,26 @@ def load_policy(model: str | Path, *, dtype: str = "float32", attn_implementatio
         ModelError: no model there, an adapter without a readable ``base.json``, or a base with other weights than recorded.
     """
     source = resolve_model(str(model))
-    adapter = Path(source) if (Path(source) / ADAPTER_CONFIG).is_file() else None
-    base = _find_base(adapter) if adapter else source
+    adapter = is_adapter(source)
+    base = find_base(source) if adapter else source
     try:
         loaded = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attn_implementation)
         processor = AutoProcessor.from_pretrained(source)
         if adapter:
             loaded = PeftModel.from_pretrained(loaded, source, is_trainable=trainable)
-            loaded.peft_config["default"].base_model_name_or_path = base  # in memory; the file names it relative to itself
+            loaded.peft_config["default"].base_model_name_or_path = base  # in memory; the file has its portable name
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"{source}: cannot be loaded as an image-text model: {error}") from error
     note_load(source)
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return LoadedModel(loaded, processor, adapter is not None, base)
+    return LoadedModel(loaded, processor, adapter, base)
 
 
 def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, out: Path) -> str:
     """Save weights (safetensors), configuration, processor and chat template; returns the hash of the weights.
 
-    Of a PEFT model only the adapter ``default`` is written, with its base named in ``base.json`` relative to ``out``.
+    Of a PEFT model only the adapter ``default`` is written, with its base named in ``base.json`` (``visloop.chat.adapters``).
     All is first written to a temporary folder beside ``out``. Where ``out`` is new, one rename puts it in place; otherwise
     its files are replaced one by one, the configuration last, so that a folder caught half-way does not load.
 
@@ -84,7 +81,7 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixi
     partial.chmod(0o755)
     try:
         if isinstance(model, PeftModel):
-            _save_adapter(model, partial, out)
+            _save_adapter(model, partial)
         else:
             model.save_pretrained(partial)
         processor.save_pretrained(partial)
@@ -119,18 +116,6 @@ def restore_weights(model: PreTrainedModel, checkpoint: Path) -> None:
 def is_write_failure(error: Exception) -> bool:
     """Whether an error means that the disk took no more: torch and safetensors have no type of their own for it."""
     return isinstance(error, OSError) or any(mark in str(error) for mark in ("PytorchStreamWriter", "inline_container", "I/O error"))
-
-
-def hash_weights(path: str | Path) -> str:
-    """SHA-256 over the ``*.safetensors`` files of a folder, names included.
-
-    Raises:
-        ModelError: the folder holds none.
-    """
-    files = sorted(Path(path).glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{path}: no *.safetensors file there")
-    return hash_json({file.name: hash_file(file) for file in files})
 
 
 def freeze_modules(model: torch.nn.Module, names: Sequence[str]) -> int:
@@ -174,36 +159,16 @@ def ensure_chain_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> in
     return len(missing)
 
 
-def _find_base(adapter: Path) -> str:
-    file = adapter / BASE_FILE
-    try:
-        record = json.loads(file.read_text())
-        base, digest = record["base"], record["hash"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: an adapter needs this file with the keys base and hash ({error})") from error
-    if digest is None:
-        return str(base)
-    folder = Path(os.path.normpath(adapter / base))
-    if not folder.is_dir():
-        raise ModelError(f"{file}: its base {base} is not there (looked in {folder}); put the base back or train again")
-    if hash_weights(folder) != digest:
-        raise ModelError(f"{file}: the weights in {folder} are not those that the adapter was trained on")
-    return str(folder)
-
-
-def _save_adapter(model: PeftModel, partial: Path, out: Path) -> None:
+def _save_adapter(model: PeftModel, partial: Path) -> None:
     config: Any = model.peft_config["default"]
-    source = Path(model.get_base_model().name_or_path)
-    local = source.is_dir()
-    name = Path(os.path.relpath(source.absolute(), out)).as_posix() if local else str(source)
-    before, config.base_model_name_or_path = config.base_model_name_or_path, name  # PEFT would write the machine's path
+    base = model.get_base_model().name_or_path
+    before, config.base_model_name_or_path = config.base_model_name_or_path, name_base(base)
     try:
         model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
     finally:
         config.base_model_name_or_path = before
-    (partial / "README.md").unlink(missing_ok=True)  # a generated card that names the machine's path, too
-    record = {"base": name, "hash": hash_weights(source) if local else None}
-    (partial / BASE_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    (partial / "README.md").unlink(missing_ok=True)  # a generated card that names the machine's path
+    write_base(partial, base=base)
 
 
 def _replace_files(partial: Path, out: Path) -> None:

@@ -18,6 +18,7 @@ from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer
 
+from visloop.chat.adapters import hash_weights
 from visloop.chat.weights import resolve_model
 from visloop.config import LoraSettings, TrainSettings
 from visloop.errors import ConfigError, DataError, TrainingError
@@ -25,7 +26,7 @@ from visloop.ids import hash_json
 from visloop.records.reasoning import PreferencePair, SFTExample
 from visloop.training.callbacks import FiniteGuard, LogForwarder, OnLog, ProgressReporter, read_metrics
 from visloop.training.checkpoints import FOLDER, prepare_checkpoints
-from visloop.training.models import hash_weights, is_write_failure, restore_weights
+from visloop.training.models import is_write_failure, restore_weights
 
 logger = logging.getLogger(__name__)
 LOGS_PER_RUN = 50
