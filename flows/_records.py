@@ -34,9 +34,11 @@ def read_pool(layout: Layout) -> list[Sample]:
 
 
 def read_rest(layout: Layout) -> list[Sample]:
-    """Training questions outside of the pool: prompts of the rounds, the agent's own chains, general questions."""
-    pool = {sample.id for sample in read_pool(layout)}
-    return [sample for sample in read_split(layout, "train") if sample.id not in pool]
+    """Training questions outside of the pool: prompts of the rounds, the agent's own chains, general questions.
+
+    Duplicates and what is also held out are not among them.
+    """
+    return read_shard(layout.pool / "rest.jsonl", Sample)
 
 
 def list_images(samples: Sequence[Sample], root: Path) -> list[Path]:

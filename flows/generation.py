@@ -30,6 +30,9 @@ from visloop.records.shards import read_shards, write_shard
 from visloop.scenes.export import export_dataset
 from visloop.scenes.programs import FAMILIES
 
+_UNFIT = ("duplicate", "held_out_image", "held_out_group")
+"""Reasons of the pool for which a question may not be trained on at all; the others only keep it out of the pool."""
+
 
 @flow(name="generation")
 def generation(values: dict[str, Any]) -> None:
@@ -113,7 +116,9 @@ def make_pool(config: Config, layout: Layout) -> Any:
         held_out = [*read_split(layout, "validation"), *read_split(layout, "test")]
         pool, report = build_pool(samples, base_verdicts=verdicts, held_out=held_out, config=config.pool, seed=config.seed)
         write_shard(place / "base_answers.jsonl", answers)
+        unfit = {sample_id for reason in _UNFIT for sample_id in report.dropped.get(reason, ())} | {sample.id for sample in pool}
         write_shard(place / "pool.jsonl", pool)
+        write_shard(place / "rest.jsonl", [sample for sample in samples if sample.id not in unfit])
         write_json(place / "report.json", report)
         wrong = sum(verdict == "wrong" for verdict in verdicts.values())
         return {"questions": len(pool), "base_wrong": wrong, **{f"dropped_{key}": value for key, value in report.drop_counts.items()}}
