@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from visloop.embedded import registry
 from visloop.embedded.build import Sizes, build_model, build_processor
 from visloop.embedded.card import CardFacts, format_table, write_card
 from visloop.embedded.checkpoints import StageStore, load_model, save_shipped
@@ -221,19 +220,6 @@ def test_a_grid_that_is_not_the_patch_grid_is_refused():
             seed=0,
             report=[].append,
         )
-
-
-def test_names_of_shipped_models_resolve_and_others_pass(tmp_path, monkeypatch):
-    assert registry.resolve_model("embedded/base") == str(registry.WEIGHTS / "base")
-    assert "embedded/base" in registry.list_models()
-    assert registry.resolve_model("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
-    assert registry.resolve_model(str(tmp_path)) == str(tmp_path)
-    with pytest.raises(ModelError, match=r"'embedded/bass' is not shipped; shipped models: .*embedded/base"):
-        registry.resolve_model("embedded/bass")
-    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
-    (tmp_path / "base").mkdir()
-    with pytest.raises(ModelError, match="shipped models: none"):
-        registry.resolve_model("embedded/base")
 
 
 def test_a_missing_gpu_is_an_error_and_auto_is_not(monkeypatch):

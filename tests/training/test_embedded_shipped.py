@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from visloop.chat.weights import list_shipped, resolve_model, shipped_folder
 from visloop.embedded.checkpoints import load_model
 from visloop.embedded.measure import Examination, Outcome, summarize_outcomes
 from visloop.embedded.perception import GroundingMix
 from visloop.embedded.pictures import draw_scenes
-from visloop.embedded.registry import WEIGHTS, list_models, resolve_model
 from visloop.embedded.tokenizer import list_vocabulary
 from visloop.prompts.render import PromptSet
 from visloop.scenes.world import DEFAULT_WORLD
@@ -24,7 +24,7 @@ def exam() -> Examination:
 
 
 def read_card(name: str, row: str) -> dict[str, float]:
-    lines = (WEIGHTS / name / "README.md").read_text().splitlines()
+    lines = (shipped_folder() / name / "README.md").read_text().splitlines()
     at = next(index for index, line in enumerate(lines) if line.startswith(f"| {row} |"))
     head = next(index for index in range(at, -1, -1) if lines[index].startswith("|---")) - 1
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[head], lines[at])]
@@ -32,9 +32,9 @@ def read_card(name: str, row: str) -> dict[str, float]:
 
 
 def test_shipped_models_are_small_and_have_cards_without_missing_figures():
-    assert {"embedded/base", "embedded/judge"} <= set(list_models())
-    for name in list_models():
-        folder = WEIGHTS / name.split("/")[1]
+    assert {"embedded/base", "embedded/judge"} <= set(list_shipped())
+    for name in list_shipped():
+        folder = shipped_folder() / name.split("/")[1]
         assert sum(file.stat().st_size for file in folder.iterdir()) < LARGEST_BYTES
         card = (folder / "README.md").read_text()
         assert "nan" not in card
