@@ -27,6 +27,8 @@ from visloop.records.reasoning import AssessedPath, Sample
 
 PROMPTS = PromptSet("full")
 
+SHARES = {"optimal": 0.3, "flawed": 0.15, "wrong_answer": 0.15, "agent": 0.3, "general": 0.1}
+
 
 def reason(samples: list[Sample], assessed: list[AssessedPath], *, seed: int = 0, **changes: object):
     return build_reason_set(samples, assessed, prompts=PROMPTS, config=SetsConfig(**changes), seed=seed)  # type: ignore[arg-type]
@@ -140,7 +142,7 @@ def rich_data() -> tuple[list[AssessedPath], list]:
 
 def summary(size: int, *, shares: dict[str, float] | None = None, seed: int = 0, data=None, general=GENERAL, samples=SAMPLES):
     assessed, agent = data or rich_data()
-    config = SetsConfig(summary_size=size, **({"summary_shares": shares} if shares else {}))  # type: ignore[arg-type]
+    config = SetsConfig(summary_size=size, summary_shares=shares or SHARES)
     return build_summary_set(samples, assessed, agent_paths=agent, general=general, prompts=PROMPTS, config=config, seed=seed)
 
 
