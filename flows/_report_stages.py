@@ -24,6 +24,7 @@ from visloop.evaluation.metrics import (
 )
 from visloop.evaluation.plots import plot_chain_matrix, plot_families, plot_rounds, plot_scores, plot_systems
 from visloop.evaluation.report import Report, read_report, write_report
+from visloop.evaluation.systems import answer_majority
 from visloop.records.reasoning import AssessedPath, Prediction, ReasoningPath
 from visloop.records.shards import read_shard, read_shards
 
@@ -39,7 +40,8 @@ def make_report(config: Config, layout: Layout, *, reasoners: Sequence[Reasoner]
     }
 
     def work(place: Path) -> dict[str, float]:
-        systems = read_systems(layout)
+        floor = answer_majority(read_split(layout, "test"), train=read_split(layout, "train"))
+        systems = {floor[0].system: floor, **read_systems(layout)}
         chains = {reasoner.name: read_shard(layout.evaluation / reasoner.name / "predictions.jsonl", Prediction) for reasoner in reasoners}
         rows: list[Row] = []
         for items in systems.values():

@@ -16,6 +16,7 @@ from visloop.evaluation.metrics import measure_outcomes, read_outcomes
 from visloop.evaluation.systems import (
     Exam,
     System,
+    answer_majority,
     answer_system,
     is_chain_right,
     list_systems,
@@ -360,3 +361,14 @@ def test_what_does_not_belong_together_is_refused(world):
         build_chain_matrix([path, path], [], samples=samples[:1], truths=truths)
     with pytest.raises(DataError, match="checked against"):
         check_path(path, samples[1], truths[samples[1].id])
+
+
+def test_majority_answer_is_counted_per_family_on_training_samples() -> None:
+    train = [make_sample(n, family="a", answer=answer, answer_type="boolean") for n, answer in enumerate(["yes", "no", "yes"])]
+    train += [make_sample(9, family="b", answer="no", answer_type="boolean")]
+    test = [make_sample(20 + n, family=family, answer="yes", answer_type="boolean") for n, family in enumerate("abc")]
+    predictions = answer_majority(test, train=train)
+    assert [item.answer for item in predictions] == ["yes", "no", "yes"], "family c: tie of all answers, the first seen"
+    assert [item.correct for item in predictions] == [True, False, True]
+    with pytest.raises(DataError, match="no training sample"):
+        answer_majority(test, train=[])

@@ -4,6 +4,7 @@ A system never sees ground truth: answers are made first and scored afterwards. 
 prompts and seeds, so that differences can be paired.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,6 +186,27 @@ def run_system(
     """``answer_system``, then ``score_answers``."""
     answers = answer_system(system, exam, models=models, generate=generate, scorer=scorer, chains=chains)
     return score_answers(answers, exam.samples, system=system.name)
+
+
+def answer_majority(samples: Sequence[Sample], *, train: Sequence[Sample], system: str = "majority answer") -> list[Prediction]:
+    """The floor of every table: each question gets the most frequent training answer of its family (NLVR: always "true").
+
+    A family that the training samples lack gets the most frequent answer of all; ties go to the answer seen first.
+
+    Raises:
+        DataError: there is no training sample.
+    """
+    if not train:
+        raise DataError(f"{system}: no training sample to count answers of")
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in train:
+        counts[sample.family][sample.answer] += 1
+        counts[""][sample.answer] += 1
+    answers = [
+        AgentAnswer(sample_id=sample.id, answer=counts[sample.family if sample.family in counts else ""].most_common(1)[0][0], status="ok")
+        for sample in samples
+    ]
+    return score_answers(answers, samples, system=system)
 
 
 def measure_reasoner(
