@@ -80,7 +80,7 @@ def make_report(config: Config, layout: Layout, *, reasoners: Sequence[Reasoner]
             **{reasoner.name: layout.evaluation / reasoner.name for reasoner in reasoners},
             **{f"model {reasoner.name}": reasoner.folder for reasoner in reasoners},
         },
-        config={"evaluation": config.evaluation, "bands": config.assess.bands, "seed": config.seed},
+        config={**options, "bands": config.assess.bands},
         code=["visloop.evaluation"],
         work=work,
     )

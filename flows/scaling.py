@@ -85,7 +85,7 @@ def draw_curve(config: Config, layout: Layout) -> Any:
         "scaling curve",
         folder=layout.root / "scaling" / "curve",
         inputs={f"{kind} {fraction}": folder / kind for fraction, folder in shares.items() for kind in ("set", "exam")},
-        config={"evaluation": config.evaluation, "seed": config.seed},
+        config={**options, "fractions": config.evaluation.fractions},
         code=["visloop.evaluation"],
         work=work,
     )

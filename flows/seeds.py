@@ -86,7 +86,7 @@ def make_table(config: Config, layout: Layout, *, configs: Sequence[Config]) -> 
             for one, other in zip(configs, layouts, strict=True)
             for part in ("systems", "report")
         },
-        config={"evaluation": config.evaluation, "seeds": config.evaluation.seeds},
+        config={**options, "seeds": config.evaluation.seeds},
         code=["visloop.evaluation"],
         work=work,
     )
