@@ -108,6 +108,7 @@ def run_stage(
 
     Raises:
         DataError: an input is missing, another process works on the folder, or nothing was written.
+        VisloopError: what ``work`` raises, with the stage's name before it.
     """
     stage = _Stage(name, folder, inputs, config, code, resources, retries, ignore)
 
@@ -117,7 +118,7 @@ def run_stage(
             place.discard_build()
         counts = stage.call(name, work, place.build)
         if not place.list_outputs():
-            raise DataError(f"stage {name} wrote nothing into {place.build}")
+            raise DataError(f"nothing was written into {place.build}")
         return counts, {}, 1, 1, continued
 
     return stage.run(build)
@@ -155,7 +156,7 @@ def run_sharded_stage(
     def make(shard: Shard[Payload], path: Path) -> Receipt:
         counts = work(shard, path)
         if not path.is_file():
-            raise DataError(f"stage {name}: shard {shard.name} wrote no file {path}")
+            raise DataError(f"shard {shard.name} wrote no file {path}")
         return Receipt(hash_file(path), {key: float(value) for key, value in counts.items()})
 
     def build(place: StageFolder) -> tuple[Counts, dict[str, dict[str, float]], int, int, bool]:
@@ -219,6 +220,8 @@ class _Stage:
             place.prepare(self.key)
             try:
                 counts, shards, made, total, continued = build(place)
+            except VisloopError as error:
+                raise type(error)(f"stage {self.name}: {error}") from error
             except OSError as error:
                 if error.errno not in _DISK_ERRORS:
                     raise

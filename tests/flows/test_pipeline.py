@@ -39,23 +39,34 @@ class Place:
     def data(self) -> Path:
         return self.folder / "data"
 
+    @property
+    def log(self) -> Path:
+        """What the last process printed."""
+        return self.folder / "log"
+
     def command(self, flow: str, *overrides: str) -> list[str]:
         places = (f"paths.data={self.data}", f"paths.mlruns={self.folder / 'mlruns'}", f"hydra.run.dir={self.folder / 'outputs'}")
         return [sys.executable, "-m", f"flows.{flow}", *SMOKE, *places, *overrides]
 
-    def start(self, command: list[str]) -> "subprocess.Popen[str]":
+    def start(self, command: list[str]) -> "subprocess.Popen[bytes]":
         foreign = ("PREFECT_", "HYDRA_", "MLFLOW_", "DVC_", "VISLOOP_")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "PREFECT_HOME": str(self.folder / "prefect")}
         environment |= {"PREFECT_API_URL": self.server} if self.server else {}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # Not a pipe: a Prefect server that outlives a killed flow would hold it open.
+        with self.log.open("w") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def run(self, flow: str, *overrides: str, code: int = 0, file_limit: int | None = None) -> str:
         """What ``python -m flows.<flow>`` printed. ``file_limit``: KiB that one file may have, as on a disk that is full."""
         command = self.command(flow, *overrides)
         limited = ["bash", "-c", f'ulimit -f {file_limit} && exec "$@"', "bash", *command]
         process = self.start(command if file_limit is None else limited)
-        text, _ = process.communicate(timeout=600)
+        try:
+            process.wait(timeout=600)
+        finally:
+            process.kill()
+        text = self.log.read_text()
         assert process.returncode == code, text[-4000:]
         return text
 
@@ -184,11 +195,11 @@ def test_a_run_killed_three_times_ends_like_one_that_was_not(finished: Finished,
         process = own_server.start(own_server.command("pipeline"))
         limit = time.monotonic() + 300
         while not (data / sign).exists():
-            assert process.poll() is None and time.monotonic() < limit, (sign, process.communicate(timeout=5)[0][-4000:])
+            assert process.poll() is None and time.monotonic() < limit, (sign, own_server.log.read_text()[-4000:])
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        stopped += process.communicate(timeout=60)[0]
-        assert process.returncode == -signal.SIGKILL
+        process.kill()
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        stopped += own_server.log.read_text()
         assert (data / sign.partition("/.stage")[0] / ".stage").is_dir(), "it was killed in the middle of the stage"
     text = own_server.run("pipeline")
     assert "the Prefect server of a flow that was killed" in stopped + text
@@ -241,7 +252,7 @@ def test_a_full_disk_is_named_and_the_run_continues(finished: Finished, copied: 
     for name in ("summarizer", "direct_sft", "multi_turn"):
         shutil.rmtree(copied.data / "models" / name)
     text = copied.run("sft", code=1, file_limit=2560)
-    assert "DataError" in text and "free space" in text and "summarizer" in text and "Traceback" not in text
+    assert "DataError" in text and "free space" in text and "stage sft summarizer" in text and "Traceback" not in text
     assert not (copied.data / "models" / "summarizer" / "manifest.json").exists()
     states = read_states(copied.run("sft"))
     assert states["sft reasoner"] == states["set summary"] == "skipped"

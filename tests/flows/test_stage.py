@@ -352,7 +352,7 @@ def test_shards_must_exist_once_and_be_written(tmp_path: Path) -> None:
         _run(tmp_path / "squares", Counter(), shards=[])
     with pytest.raises(DataError, match="two shards of one name"):
         _run(tmp_path / "squares", Counter(), shards=[Shard("a", [1]), Shard("a", [2])])
-    with pytest.raises(DataError, match=r"shard 00000 wrote no file"):
+    with pytest.raises(DataError, match=r"stage squares: shard 00000 wrote no file"):
         _run(tmp_path / "squares", lambda shard, path: {})
     with pytest.raises(DataError, match="shard size 0"):
         make_shards([1], size=0)
@@ -376,7 +376,7 @@ def test_a_stage_in_one_piece_starts_clean_unless_it_can_resume(tmp_path: Path) 
 
     for name, left in (("fresh", []), ("resumed", ["checkpoint-5"])):
         seen.clear()
-        with pytest.raises(DataError, match="power cut"):
+        with pytest.raises(DataError, match=f"^stage {name}: power cut$"):
             run(name, resumable=bool(left))
         manifest = run(name, resumable=bool(left))
         assert seen == [[], left]
@@ -384,7 +384,7 @@ def test_a_stage_in_one_piece_starts_clean_unless_it_can_resume(tmp_path: Path) 
         assert (tmp_path / name / "adapter" / "weights.txt").read_text() == "whole"
         assert run(name, resumable=bool(left)) == manifest
         assert len(seen) == 2
-    with pytest.raises(DataError, match="wrote nothing"):
+    with pytest.raises(DataError, match="stage empty: nothing was written into"):
         run_stage("empty", folder=tmp_path / "empty", inputs={}, config={}, code=["visloop.ids"], work=lambda folder: {})
 
 
