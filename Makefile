@@ -14,8 +14,9 @@ UI_PORT ?= 5000
 ARGS ?=
 
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
-TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/visloop/config.py src/visloop/records \
+TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/visloop/config.py src/visloop/config_assistant.py src/visloop/records \
 	src/visloop/prompts src/visloop/chat/base.py src/visloop/scenes src/visloop/reasoning \
+	src/visloop/assistant src/visloop/tools/base.py src/visloop/tools/values.py src/visloop/tools/signatures.py src/visloop/tools/prompt_pool.py \
 	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py
 
 # No telemetry, from this Makefile's children either.

@@ -7,6 +7,8 @@ Plain dataclasses on purpose: a REPL builds them with literals, and an unknown k
 from dataclasses import dataclass, field
 from enum import Enum
 
+from visloop.config_assistant import AssistantConfig
+
 
 class Backend(Enum):
     """Where a chat model runs."""
@@ -298,3 +300,4 @@ class Config:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    assistant: AssistantConfig = field(default_factory=AssistantConfig)

@@ -19,20 +19,25 @@ GROUPS = {
     "dpo": "dpo",
     "evaluation": "evaluation",
     "generate": "generate",
+    "learning": "learning@assistant.learning",
     "lora": "lora@dpo.lora",
     "model": "model@base",
     "pairs": "pairs@rounds.pairs",
+    "planner": "planner@assistant.planner",
     "pool": "pool",
+    "reflection": "reflection@assistant.reflection",
     "rounds": "rounds",
     "sets": "sets",
     "sft": "sft@sft_reason",
+    "tasks": "tasks@assistant.tasks",
+    "tools": "tools@assistant.tools",
 }
 OPTIONS = sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name != "experiment")
 EXPERIMENTS = sorted((CONFIG_DIR / "experiment").glob("*.yaml"))
 
 
 def test_every_yaml_is_counted() -> None:
-    assert len(OPTIONS) == 30
+    assert len(OPTIONS) == 35
     assert len(EXPERIMENTS) == 13
     assert {path.parent.name for path in OPTIONS} == set(GROUPS)
     assert len(list(CONFIG_DIR.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 1

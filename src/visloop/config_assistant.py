@@ -1,0 +1,183 @@
+"""The typed schema of the assistant's values (CLOVA): tools, planner, reflection, learning, tasks. Part of ``visloop.config``.
+
+Numbers here are neutral starts; the papers' numbers and the embedded default's are in ``conf/`` with their source.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class RegionBackend(Enum):
+    """Who finds regions (LOC, SEG). ``proposals``: connected regions named by CLIP; the others are models of their own."""
+
+    proposals = "proposals"
+    owlvit = "owlvit"
+    maskformer = "maskformer"
+    clipseg = "clipseg"
+
+
+class VqaBackend(Enum):
+    """Who answers VQA. ``clip``: attribute questions by CLIP over regions; ``blip``: BLIP-VQA; ``agents``: the two agents."""
+
+    clip = "clip"
+    blip = "blip"
+    agents = "agents"
+
+
+class ReplaceBackend(Enum):
+    """Who replaces. ``paste``: fills the mask and pastes a stored example of the concept; ``diffusion``: in-painting."""
+
+    paste = "paste"
+    diffusion = "diffusion"
+
+
+class ListBackend(Enum):
+    """Who knows names. ``facts``: a file of facts; ``chat``: a chat model."""
+
+    facts = "facts"
+    chat = "chat"
+
+
+class PlannerChoice(Enum):
+    """Who writes plan and program. ``slot_filling``: a retrieved demonstration with its slots replaced; ``llm``: a chat model from
+    retrieved demonstrations; ``hybrid``: slot filling, the LLM where it is unsure; ``search``: typed program search with a scorer
+    that is learned from feedback."""
+
+    slot_filling = "slot_filling"
+    llm = "llm"
+    hybrid = "hybrid"
+    search = "search"
+
+
+class EncoderChoice(Enum):
+    """What embeds instructions for retrieval. ``words``: bags of word pieces, nothing to load; ``sentence``: sentence-transformers."""
+
+    words = "words"
+    sentence = "sentence"
+
+
+class CriticChoice(Enum):
+    """Who writes critiques. ``llm``: a chat model; ``blame``: counterfactual re-runs and step confidence, no model."""
+
+    llm = "llm"
+    blame = "blame"
+
+
+@dataclass
+class VisionConfig:
+    """One vision model of a tool: a shipped name (``embedded/clip``), a local folder, or a hub id. ``threshold`` is the score, 0-1, from
+    which a detection counts; ``overlap`` the intersection over union from which the weaker of two boxes is dropped."""
+
+    model: str = "embedded/clip"
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 64
+    threshold: float = 0.1
+    overlap: float = 0.5
+
+
+@dataclass
+class PromptTuning:
+    """Training-validation prompt tuning on frozen weights (CLOVA 3.4). ``tokens``: soft tokens per prompt; ``prompts``: how many are
+    learned per concept, each from other instances; ``min_validation``: fraction of validation instances from which a prompt is kept;
+    ``max_base_drop``: how much of the replay set's accuracy it may cost; ``max_prompts``: kept per concept."""
+
+    tokens: int = 4
+    prompts: int = 4
+    instances: int = 20
+    validation: int = 12
+    negatives: int = 80
+    steps: int = 100
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-3
+    min_validation: float = 0.7
+    max_base_drop: float = 0.05
+    max_prompts: int = 10
+    ensemble: int = 10
+    temperature: float = 0.1
+
+
+@dataclass
+class ToolsConfig:
+    """The toolbox: a backend per tool. ``plugins`` are modules that register further tools (``package.module``)."""
+
+    loc: RegionBackend = RegionBackend.proposals
+    seg: RegionBackend = RegionBackend.proposals
+    vqa: VqaBackend = VqaBackend.clip
+    replace: ReplaceBackend = ReplaceBackend.paste
+    names: ListBackend = ListBackend.facts
+    clip: VisionConfig = field(default_factory=VisionConfig)
+    detector: VisionConfig = field(default_factory=lambda: VisionConfig(model="embedded/owlvit"))
+    segmenter: VisionConfig = field(default_factory=lambda: VisionConfig(model="facebook/maskformer-swin-base-coco"))
+    answerer: VisionConfig = field(default_factory=lambda: VisionConfig(model="Salesforce/blip-vqa-capfilt-large"))
+    painter: VisionConfig = field(default_factory=lambda: VisionConfig(model="stable-diffusion-v1-5/stable-diffusion-inpainting"))
+    facts: str = ""
+    max_image_side: int = 640
+    tuning: PromptTuning = field(default_factory=PromptTuning)
+    plugins: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PlannerConfig:
+    """Inference (CLOVA 3.2): how many demonstrations a prompt shows, and the switches of the ablations. ``failures_from``: failed
+    demonstrations are shown once a pool holds more than so many."""
+
+    choice: PlannerChoice = PlannerChoice.slot_filling
+    encoder: EncoderChoice = EncoderChoice.words
+    encoder_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    demonstrations: dict[str, int] = field(default_factory=lambda: {"vqa": 4, "multi_image": 3, "editing": 4, "tagging": 8})
+    failures_from: int = 25
+    use_plan: bool = True
+    use_failures: bool = True
+    max_tries: int = 2
+
+
+@dataclass
+class ReflectionConfig:
+    """Reflection (CLOVA 3.3). ``critic`` writes the critiques; the switches are those of the ablations."""
+
+    critic: CriticChoice = CriticChoice.blame
+    use_global: bool = True
+    use_local: bool = True
+    max_unreadable_rate: float = 0.2
+
+
+@dataclass
+class LearningConfig:
+    """Learning (CLOVA 3.4). ``budget``: updates tried per feedback. ``min_score``: a demonstration below it is evicted.
+    ``max_replay_drop``: fraction of the replay set's accuracy that a cycle may cost before it is refused."""
+
+    update_llm: bool = True
+    update_tools: bool = True
+    validate: bool = True
+    ensemble: bool = True
+    budget: int = 2
+    min_score: int = -2
+    replay: int = 60
+    max_replay_drop: float = 0.02
+
+
+@dataclass
+class TasksConfig:
+    """The tasks of a run: which kinds, and how many of each in the stream of instructions with feedback and in the test set."""
+
+    kinds: list[str] = field(default_factory=lambda: ["vqa", "multi_image", "editing", "tagging"])
+    stream: int = 100
+    test: int = 200
+    replay: int = 60
+    cycles: int = 4
+    novel_share: float = 0.5
+    new_wording_share: float = 0.3
+    root: str = ""
+    name: str = "workshop"
+
+
+@dataclass
+class AssistantConfig:
+    """Everything that the second system needs."""
+
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
