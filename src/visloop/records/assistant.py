@@ -189,8 +189,13 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One picture (or region of it) that a learnable tool is taught or validated with. ``target`` is the text that the tool should
-    say, where it answers in words. ``origin`` names the file or address, with its ``licence``."""
+    """One picture (or region of it) that a learnable tool is taught or validated with.
+
+    ``concept`` is what is being learned, ``label`` what this picture shows (the concept for positives, something else for
+    negatives) and ``group`` the kind of word that the source files the concept under (its supercategory: shape, colour, dog).
+    ``target`` is the text that the tool should say to ``question``, where it answers in words. ``origin`` names the file or
+    address, with its ``licence``.
+    """
 
     id: str
     tool: str
@@ -202,6 +207,7 @@ class Instance:
     box: tuple[float, float, float, float] | None = None
     mask: str | None = None
     label: str = ""
+    group: str = ""
     question: str = ""
     target: str = ""
     origin: str = ""

@@ -94,9 +94,17 @@ class TuningReport:
 
 
 class LearnableTool(Tool, Protocol):
-    """A tool whose weights stay frozen and whose prompts can be learned. With an empty pool it gives exactly its plain outputs."""
+    """A tool whose weights stay frozen and whose prompts can be learned. With an empty pool it gives exactly its plain outputs.
 
+    ``owner`` is the name under which its prompts lie in the pool: tools that share a model and a placement share their prompts.
+    """
+
+    owner: str
     pool: PromptPool
+
+    def list_concepts(self, call: ToolCall) -> tuple[str, ...]:
+        """What the call speaks of and prompts can be learned for: single words or phrases of its concept argument, in order."""
+        ...
 
     def with_pool(self, pool: PromptPool) -> "LearnableTool":
         """The same loaded model with another snapshot of prompts; nothing is loaded again."""
