@@ -67,7 +67,7 @@ def _cut_out(image: Image.Image, entry: VisualObject) -> Mask:
 def _refine(pixels: NDArray[np.uint8], labels: NDArray[np.uint8], *, fallback: Mask) -> Mask:
     cv2.setRNGSeed(0)
     models = np.zeros((2, 1, 65))
-    cv2.grabCut(np.ascontiguousarray(pixels), labels, None, models[0], models[1], _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(np.ascontiguousarray(pixels), labels, (0, 0, 0, 0), models[0], models[1], _ROUNDS, cv2.GC_INIT_WITH_MASK)
     found = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
     found = cv2.medianBlur(found, _SMOOTHING).astype(bool) & fallback
     return found if found.sum() >= _LEAST_SHARE * fallback.sum() else fallback

@@ -32,7 +32,7 @@ class FaceDetector:
     """
 
     def __init__(self) -> None:
-        path = Path(cv2.data.haarcascades) / _CASCADE
+        path = Path(cv2.__file__).parent / "data" / _CASCADE
         self._cascade = cv2.CascadeClassifier(str(path))
         if self._cascade.empty():
             raise ModelError(f"FACEDET: OpenCV's cascade {path} cannot be read; opencv-python-headless 4.12 or newer, below 5, brings it")

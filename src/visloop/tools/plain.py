@@ -11,7 +11,7 @@ from visloop.tools.base import ToolCall, ToolResult, ToolSignature
 from visloop.tools.values import Box, Boxes, Objects, Value, VisualObject
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlainTool:
     """A tool that answers each call by a function. What the function raises becomes the error of its call alone."""
 

@@ -3,7 +3,7 @@
 Boxes are in pixels of their own picture, so tools with objects alone compare objects of one picture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from visloop.errors import ToolError
@@ -123,14 +123,14 @@ def _lies_on(upper: Box, lower: Box) -> bool:
 def _take_ends(objects: Objects, *, height: Callable[[Box], float]) -> Objects:
     """The objects of least ``height`` of every tower, in the given order. Towers are objects that lie on each other; an object that
     nothing touches from above or below is a tower of one. Equal ends of one tower are all taken."""
-    ends = set()
+    ends: set[int] = set()
     for tower in _group_towers(objects):
         least = min(height(objects[index].box) for index in tower)
         ends.update(index for index in tower if height(objects[index].box) == least)
     return tuple(entry for index, entry in enumerate(objects) if index in ends)
 
 
-def _group_towers(objects: Objects) -> list[Sequence[int]]:
+def _group_towers(objects: Objects) -> list[list[int]]:
     left = set(range(len(objects)))
     towers = []
     while left:
