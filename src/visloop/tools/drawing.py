@@ -116,10 +116,11 @@ def _tag(call: ToolCall) -> Value:
         if not label:
             continue
         text = f"{label} ({entry.score:.2f})"
-        _, _, width, height = (round(value) for value in draw.textbbox((0, 0), text, font=font))
+        inset_x, inset_y, far_x, far_y = (round(value) for value in draw.textbbox((0, 0), text, font=font))
+        width, height = far_x - inset_x, far_y - inset_y
         # above the box where there is room, else inside; never beyond the right side
         x = max(0, min(left, image.width - width - 2))
         y = top - height - 2 if top >= height + 2 else top
         draw.rectangle((x, y, x + width + 1, y + height + 1), fill=color)
-        draw.text((x + 1, y), text, fill="white", font=font)
+        draw.text((x + 1 - inset_x, y + 1 - inset_y), text, fill="white", font=font)
     return tagged

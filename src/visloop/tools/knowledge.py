@@ -22,36 +22,8 @@ LEAST_OVERLAP: Final = 0.7
 """Share of the words of query and fact together that must match."""
 _LEAST_LIKENESS = 0.9
 """Two words of this likeness are one word misspelt. Less would take Niger for Nigeria."""
-_FILLERS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "for",
-        "to",
-        "and",
-        "or",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "who",
-        "which",
-        "what",
-        "that",
-        "all",
-        "at",
-        "most",
-        "name",
-        "names",
-        "list",
-        "tag",
-    ]
-)
+_ARTICLES = frozenset(("a", "an", "the", "of", "in", "on", "for", "to", "and", "or", "at"))
+_FILLERS = _ARTICLES | {"is", "are", "was", "were", "be", "who", "which", "what", "that", "all", "most", "name", "names", "list", "tag"}
 _LONGEST_NAME = 80
 
 Facts = Mapping[str, tuple[str, ...]]
@@ -100,7 +72,8 @@ def find_names(query: str, facts: Facts) -> tuple[str, ...]:
     best = max(match.overlap for match in matches)
     found = {facts[match.fact]: match.fact for match in matches if match.overlap == best}
     if len(found) > 1:
-        raise ToolError(f"{query!r} fits several facts: {', '.join(map(repr, sorted(found.values())))}; say which")
+        shown = ", ".join(map(repr, sorted(found.values())[:3])) + (", ..." if len(found) > 3 else "")
+        raise ToolError(f"{query!r} fits {len(found)} facts: {shown}; say which")
     return next(iter(found))
 
 
@@ -124,7 +97,8 @@ def _overlap(first: Sequence[str], second: Sequence[str]) -> float:
 
 
 def _same_word(first: str, second: str) -> bool:
-    if first.removesuffix("s") == second.removesuffix("s"):
+    first, second = first.removesuffix("s"), second.removesuffix("s")
+    if first == second:
         return True
     if any(letter.isdigit() for letter in first + second):
         return False

@@ -54,12 +54,14 @@ def _make_half_crop(direction: str) -> Callable[[ToolCall], Value]:
         if boxes:
             left, top, right, bottom = clip_box(boxes[0], image.size)
             x, y = (left + right) / 2, (top + bottom) / 2
-        # at least one pixel remains, also of a box at the picture's side
+        # both halves keep at least one pixel, also of a box at the picture's side
+        column = min(max(1, int(x + 0.5)), max(1, width - 1))
+        row = min(max(1, int(y + 0.5)), max(1, height - 1))
         halves = {
-            "LEFTOF": (0, 0, max(1, round(x)), height),
-            "RIGHTOF": (min(width - 1, round(x)), 0, width, height),
-            "ABOVE": (0, 0, width, max(1, round(y))),
-            "BELOW": (0, min(height - 1, round(y)), width, height),
+            "LEFTOF": (0, 0, column, height),
+            "RIGHTOF": (min(column, width - 1), 0, width, height),
+            "ABOVE": (0, 0, width, row),
+            "BELOW": (0, min(row, height - 1), width, height),
         }
         return image.crop(halves[direction])
 

@@ -71,17 +71,16 @@ class Toolbox:
         """The tools that tasks of this kind may use: the catalogue's in its order, then plugins."""
         return tuple(signature for signature in self._signatures.values() if kind in signature.kinds)
 
-    def find_tool(self, name: str) -> Tool:
-        """The tool of this name or alias, loaded at the first call, with this toolbox's prompts.
+    def find_tool(self, name: str) -> Tool | None:
+        """The tool of this name or alias, loaded at the first call, with this toolbox's prompts; None for an unknown name.
 
         Raises:
-            ToolError: no tool has this name.
             ConfigError: the configuration cannot give it.
             ModelError: its model or module cannot be loaded.
         """
         name = ALIASES.get(name, name)
         if name not in self._sources:
-            raise ToolError(f"no tool is called {name!r}; there are {', '.join(self._signatures)}")
+            return None
         shared = self._sources[name].take(name)
         change_pool = getattr(shared, "with_pool", None)
         if change_pool is None or self.pool is self._loaded_with:
@@ -106,10 +105,10 @@ class Toolbox:
         """
         if not calls:
             return []
-        try:
-            found = self.find_tool(tool)
-        except ToolError as error:
-            return [ToolResult(value=None, error=str(error)) for _ in calls]
+        found = self.find_tool(tool)
+        if found is None:
+            known = ", ".join(self._signatures)
+            return [ToolResult(value=None, error=f"no tool is called {tool!r}; there are {known}") for _ in calls]
         return _run_guarded(found, list(calls), name=ALIASES.get(tool, tool))
 
 
