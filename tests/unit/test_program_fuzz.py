@@ -15,7 +15,7 @@ def watch() -> Watch:
 
 
 def test_hostile_programs_give_states_only(watch: Watch) -> None:
-    outcomes, slowest = fuzz(1500, seed=int(time.time()) // 86_400, watch=watch)  # other programs every day; a failure names its seed
+    outcomes, slowest = fuzz(1500, seed=20, watch=watch)
     few = {
         outcome: outcomes[outcome]
         for outcome in ("syntax error", "problems", "finished", "program_error", "expression value")
