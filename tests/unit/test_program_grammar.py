@@ -86,6 +86,7 @@ def test_keys_are_the_same_in_any_case() -> None:
         ("A=T(x=B.c)", 1, 8, 1, "','"),
         ("A=T(x={B})", 1, 7, 1, "value of x"),
         ("None=T(x=1)", 1, 1, 1, "cannot be assigned"),
+        ("A=True(x=1)", 1, 3, 1, "no tool"),
         ("1A=T(x=1)", 1, 1, 1, "a variable"),
         ("É=T(x=1)", 1, 1, 1, "a variable"),
         ("A=T(x=1e99)", 1, 7, 1, "at most"),
