@@ -20,7 +20,10 @@ TOWER_STEP: Final = 21
 TALLEST: Final = 4
 
 _RADII = {size.name: size.radius for size in BOXES.sizes}
-_SIZES: Final = (("small", 2.0), ("medium", 3.0), ("large", 1.0))
+_PLAIN_SIZES: Final = (("small", 2.0), ("medium", 3.0), ("large", 1.0))
+_SIZES: Final = (("medium", 3.0), ("large", 1.0))
+_SMALL_SHAPES: Final = ("circle", "square", "triangle")
+"""What can be told apart at 10 pixels, without a pattern: NLVR's own objects."""
 
 
 def _reach(entry: SceneObject) -> tuple[float, float, float, float]:
@@ -65,7 +68,8 @@ def scatter_objects(rng: random.Random, entries: Sequence[SceneObject], *, walls
     for index, entry in enumerate(entries):
         wall = walls[index] if index < len(walls) else None
         for _ in range(40):
-            size = rng.choices([name for name, _ in _SIZES], [weight for _, weight in _SIZES])[0]
+            sizes = _PLAIN_SIZES if entry.pattern == "plain" and entry.shape in _SMALL_SHAPES else _SIZES
+            size = rng.choices([name for name, _ in sizes], [weight for _, weight in sizes])[0]
             candidate = _place(rng, SceneObject(entry.shape, entry.color, size, entry.pattern, 1, 1), wall)
             if not any(_collides(candidate, other) for other in placed):
                 placed.append(candidate)
