@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from visloop.scenes.outlines import cover_pixels, measure_outline
 from visloop.scenes.pictures import choose_ink
@@ -39,9 +40,7 @@ class ReadObject:
 
 def find_foreground(pixels: Floats, tone: Floats) -> Mask:
     """The largest connected region (8 neighbours) of pixels (h, w, 3) that differ from the ground's ``tone`` (3,), holes filled."""
-    from scipy import ndimage
-
-    differs = np.abs(pixels - tone).max(axis=2) > CONTRAST
+    differs: Mask = np.abs(pixels - tone).max(axis=2) > CONTRAST
     labels, count = ndimage.label(differs, structure=np.ones((3, 3)))
     if count == 0:
         return differs
@@ -72,7 +71,7 @@ def _draw_outline(outline: str, turn: float, side: int) -> Mask:
     left, up, right, down = measure_outline(outline)
     radius = side / max(left + right, up + down)
     for _ in range(4):
-        offsets = np.arange(-2 * side, 2 * side) + 0.5
+        offsets: Floats = np.arange(-2 * side, 2 * side, dtype=np.float64) + 0.5
         mask = cover_pixels(outline, dx=offsets, dy=offsets, radius=radius, turn=turn) >= 0.5
         x0, y0, x1, y1 = map(int, bound_mask(mask))
         longest = max(x1 - x0, y1 - y0)
@@ -100,7 +99,7 @@ def _compare_masks(first: Mask, second: Mask) -> float:
 
 def _fits(mask: Mask, down: int, right: int, height: int, width: int) -> bool:
     top, left = (height - mask.shape[0]) // 2 + down, (width - mask.shape[1]) // 2 + right
-    return 0 <= top <= height - mask.shape[0] and 0 <= left <= width - mask.shape[1]
+    return bool(0 <= top <= height - mask.shape[0] and 0 <= left <= width - mask.shape[1])
 
 
 def _read_shape(mask: Mask, spec: WorldSpec) -> tuple[str, float, float]:
@@ -120,7 +119,9 @@ def _read_shape(mask: Mask, spec: WorldSpec) -> tuple[str, float, float]:
 def _read_pattern(ink: Mask, inner: Mask, turn: float, spec: WorldSpec, period: float) -> str:
     """The texture whose ink agrees best with the inked pixels (h, w) within the object's inner pixels."""
     if inner.sum() == 0 or float(ink[inner].mean()) < _PLAIN_SHARE:
-        return next((pattern.name for pattern in spec.patterns if pattern.name not in dict(find_style(spec).textures)), spec.patterns[0].name)
+        return next(
+            (pattern.name for pattern in spec.patterns if pattern.name not in dict(find_style(spec).textures)), spec.patterns[0].name
+        )
     height, width = ink.shape
     found = ink[inner].astype(np.float64) - float(ink[inner].mean())
     best, most = "", -2.0
@@ -141,8 +142,6 @@ def _read_pattern(ink: Mask, inner: Mask, turn: float, spec: WorldSpec, period: 
 
 def read_object(picture: Image.Image, box: Corners, *, tone: tuple[float, float, float], spec: WorldSpec) -> ReadObject | None:
     """What the object inside of ``box`` (pixels) is, on a ground of mean RGB ``tone``; None where nothing stands out from the ground."""
-    from scipy import ndimage
-
     left, top, right, bottom = (round(value) for value in box)
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float64)[max(0, top) : bottom, max(0, left) : right]
     mask = find_foreground(pixels, np.array(tone))
@@ -154,7 +153,7 @@ def read_object(picture: Image.Image, box: Corners, *, tone: tuple[float, float,
     if inner.sum() < LEAST_PIXELS:
         inner = mask
     color = _read_color(pixels[inner], spec)
-    mean = np.array(dict((entry.name, entry.rgb) for entry in spec.colors)[color], dtype=np.float64)
+    mean = np.array({entry.name: entry.rgb for entry in spec.colors}[color], dtype=np.float64)
     ink = np.linalg.norm(pixels - choose_ink(mean), axis=2) < np.linalg.norm(pixels - mean, axis=2)
     shape, fit, turn = _read_shape(mask, spec)
     period = max(4.0, spec.stripe * spec.canvas / spec.grid)
