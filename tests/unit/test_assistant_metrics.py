@@ -36,7 +36,16 @@ SCENE = make_scene(
 )
 ORIGINAL = render_scene(SCENE, spec=WORKSHOP)[0]
 TASK = Task(
-    id="t", kind="vqa", instruction="?", images=("a.png",), inputs=("IMAGE",), family="f", wording="base", split="test", group="g", source="workshop"
+    id="t",
+    kind="vqa",
+    instruction="?",
+    images=("a.png",),
+    inputs=("IMAGE",),
+    family="f",
+    wording="base",
+    split="test",
+    group="g",
+    source="workshop",
 )
 
 
@@ -180,7 +189,7 @@ def paste_example(words: Filter, *, seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     shape=st.sampled_from(WORKSHOP.values("shape")),
     color=st.sampled_from(WORKSHOP.values("color")),
@@ -191,8 +200,7 @@ def test_another_drawing_of_the_words_is_right_and_of_other_words_wrong(shape: s
     words = Filter(color=color, shape=shape, pattern=pattern)
     step = EditStep(operation="replace", objects=(0,), words=words)
     result = score(paste_example(words, seed=seed), step)
-    # A dotted or gridded thin object may show too little of its pattern to be told from another.
-    assert result.score >= (PASS if pattern is None else 2 / 3 - 1e-9), result.notes
+    assert result.score >= PASS, result.notes
     other = random.Random(seed).choice([name for name in WORKSHOP.values("color") if name != color])
     assert score(paste_example(Filter(color=other, shape=shape, pattern=pattern), seed=seed), step).score < PASS
 
@@ -251,7 +259,9 @@ def test_scores_and_feedback_of_tags() -> None:
     extra = score_task(trace, truth, task=task, data=Path("."))
     assert not extra.correct and extra.metrics["precision"] == 0.5
     text = make_feedback(trace, truth, score=extra).text
-    assert text == "There should be 1 tag: star at (0, 0, 10, 10). The result has 2 tags: star at (0, 1, 10, 10); heart at (40, 40, 50, 50)."
+    assert (
+        text == "There should be 1 tag: star at (0, 0, 10, 10). The result has 2 tags: star at (0, 1, 10, 10); heart at (40, 40, 50, 50)."
+    )
 
 
 def test_scores_and_feedback_of_an_edit(tmp_path: Path) -> None:
