@@ -43,7 +43,8 @@ class WordEncoder:
     def _list_features(self, text: str) -> list[tuple[str, float]]:
         words = [word.norm for word in split_words(text)]
         features = [(f"w {word}", self.function_weight if word in FUNCTION_WORDS else 1.0) for word in words]
-        features += [(f"p {first} {second}", 0.5) for first, second in zip(["<", *words], [*words, ">"], strict=True)]
+        if words:
+            features += [(f"p {first} {second}", 0.5) for first, second in zip(["<", *words], [*words, ">"], strict=True)]
         for word in words:
             if len(word) > 4 and word not in FUNCTION_WORDS:
                 features += [(f"c {word[start : start + 4]}", 0.5 / (len(word) - 3)) for start in range(len(word) - 3)]
