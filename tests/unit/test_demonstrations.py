@@ -45,7 +45,12 @@ def test_what_says_the_same_is_added_once_whatever_its_history() -> None:
     again = replace(make(provenance="repaired", trace_id="t", cycle=3), id="other", score=5)
     assert pool.add([again]) is pool
     assert len(pool.add([make("x"), replace(make("x"), id="y")]).entries) == 2
-    different = (make(plan=("Locate the kite. Show it.",)), make(outcome="failure", reason="r"), make(kind="plan"), make(task_kind="editing"))
+    different = (
+        make(plan=("Locate the kite. Show it.",)),
+        make(outcome="failure", reason="r"),
+        make(kind="plan"),
+        make(task_kind="editing"),
+    )
     assert len(pool.add(different).entries) == 5
     assert len(pool.entries) == 1, "the old snapshot is as it was"
 
@@ -75,7 +80,7 @@ def test_the_hash_is_of_contents_and_scores_not_of_order() -> None:
 
 
 def test_snapshot_comes_back_and_a_missing_folder_is_the_empty_pool(tmp_path: Path) -> None:
-    pool = DemonstrationPool((make("Quote \"this\" – 'that'\nand this"), FAILURE)).vote({FAILURE.id: 1}, -2)
+    pool = DemonstrationPool((make("Quote \"this\" é 'that'\nand this"), FAILURE)).vote({FAILURE.id: 1}, -2)
     save_demonstrations(pool, tmp_path / "pool")
     again = load_demonstrations(tmp_path / "pool")
     assert again.entries == pool.entries and again.hash == pool.hash

@@ -38,7 +38,9 @@ def test_of_equally_similar_ones_the_later_counts_as_nearer() -> None:
 
 
 def test_plan_and_program_say_nothing_to_retrieval() -> None:
-    decoy = show("Tag the faces.", "BOX0=LOC(image=IMAGE,object='How many red circles are there')", plan=("How many red circles are there?",))
+    decoy = show(
+        "Tag the faces.", "BOX0=LOC(image=IMAGE,object='How many red circles are there')", plan=("How many red circles are there?",)
+    )
     found = retrieve("How many red circles are there?", [COUNT, decoy], encoder=WordEncoder(), most=2)
     assert found[-1][0] == COUNT and found[0][1] < 0.2
 
@@ -71,8 +73,18 @@ def test_a_learned_question_does_not_turn_its_concept_into_a_template_word() -> 
 
 @pytest.mark.parametrize(
     ("word", "norm"),
-    [("Circles", "circle"), ("crosses", "cross"), ("boxes", "box"), ("Berries", "berry"), ("Three", "3"), ("glass", "glass"), ("bus", "bus")]
-    + [("dog's", "dog"), ("this", "this"), ("teal", "teal")],
+    [
+        ("Circles", "circle"),
+        ("crosses", "cross"),
+        ("boxes", "box"),
+        ("Berries", "berry"),
+        ("Three", "3"),
+        ("glass", "glass"),
+        ("bus", "bus"),
+        ("dog's", "dog"),
+        ("this", "this"),
+        ("teal", "teal"),
+    ],
 )
 def test_normal_forms(word: str, norm: str) -> None:
     assert normalize_word(word) == norm

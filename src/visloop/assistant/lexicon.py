@@ -12,21 +12,20 @@ from functools import lru_cache
 from visloop.records.assistant import Demonstration
 from visloop.tools.signatures import SIGNATURES
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 _STRING = re.compile(r"""(\w+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")
 _CONCEPT_ARGUMENTS = frozenset(signature.concept for signature in SIGNATURES.values() if signature.concept) - {"question"}
 """Arguments whose words are what a task is about. A question is left out: it is made of template words as well."""
 
-NUMBERS = {
-    word: number
-    for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
-}
-FUNCTION_WORDS = frozenset(
-    "a an the this that these those it its they them there here of in on at to from with without by for as and or not no nor but than "
-    "then is are was were be been being do does did has have had having can could will would shall should may might must what which who "
-    "whom whose where when why how many much more most less least any some all both each every either neither only just very so if "
-    "you i we he she his her their our your my me us please".split()
-)
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+NUMBERS = {word: number for number, word in enumerate(re.findall(r"\w+", _NUMBER_WORDS))}
+_FUNCTION_WORDS = """
+    a an the this that these those it its they them there here of in into on onto at to from with without within by for as and or not no
+    nor but than then is are was were be been being do does did has have had having can could will would shall should may might must what
+    which who whom whose where when why how many much more most less least any some all both each every either neither only just very so
+    if out up down off you i we he she his her their our your my me us please
+"""
+FUNCTION_WORDS = frozenset(re.findall(r"\w+", _FUNCTION_WORDS))
 """Words that carry structure, never a concept, and that say little about what an instruction wants."""
 
 
@@ -52,7 +51,7 @@ def split_words(text: str) -> tuple[Word, ...]:
 @lru_cache(maxsize=65536)
 def normalize_word(word: str) -> str:
     """Lower case, without the ``s`` of a plural or of a possessive, number words as digits."""
-    low = word.lower().replace("’", "'")
+    low = word.lower().replace("\u2019", "'")
     low = low.removesuffix("'s").removesuffix("'")
     if low in NUMBERS:
         return str(NUMBERS[low])

@@ -122,9 +122,7 @@ class LlmPlanner:
         good, bad = pool.find(kind, "success", task.kind), pool.find(kind, "failure", task.kind)
         if not self.config.use_failures or len(bad) <= self.config.failures_from:
             bad = ()
-        first, second = (
-            [entry for entry, _ in retrieve(task.instruction, entries, encoder=encoder, most=most)] for entries in (good, bad)
-        )
+        first, second = ([entry for entry, _ in retrieve(task.instruction, entries, encoder=encoder, most=most)] for entries in (good, bad))
         return first, second
 
     def _show_attempt(self, draft: _Draft, kind: DemonstrationKind) -> FailedAttempt | None:
@@ -148,7 +146,9 @@ class LlmPlanner:
             ]
             replies = self.chat.reply(requests, sampling=sampling)
             if len(replies) != len(requests):
-                raise ModelError(f"model {self.chat.name}: {len(replies)} replies to {len(requests)} requests; a backend must give one each")
+                raise ModelError(
+                    f"model {self.chat.name}: {len(replies)} replies to {len(requests)} requests; a backend must give one each"
+                )
             for draft, reply in zip(live, replies, strict=True):
                 draft.tries += 1
                 if reply.finish == "error":
@@ -164,7 +164,7 @@ class LlmPlanner:
             problems: tuple[str, ...] = () if draft.plan else ("no numbered steps",)
         else:
             draft.program = read_program(reply.text)
-            problems = find_problems(draft.program, kind=draft.task.kind, find_signature=self.find_signature)
+            problems = find_problems(draft.program, task=draft.task, find_signature=self.find_signature)
             if not problems and normalize_program(draft.program) in draft.failed:
                 problems = ("this program was tried before and is wrong; write another",)
         if problems and draft.tries < self.config.max_tries:

@@ -11,7 +11,7 @@ from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import Lexicon, split_words
 from visloop.assistant.program import Literal, Program, Reference
 from visloop.errors import ConfigError, ProgramError
-from visloop.records.assistant import Critique, Proposal, Task, TaskKind
+from visloop.records.assistant import Critique, Proposal, Task
 from visloop.tools.base import ToolSignature
 
 FindSignature = Callable[[str], ToolSignature | None]
@@ -30,7 +30,8 @@ class Planner(Protocol):
     """Anything that writes plans and programs. One proposal per task, in order; a task that fails is a proposal with its status, never
     an exception. ``attempts`` are the failed ones of the same tasks (None for a first try): the same program is not proposed again."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def propose(
         self, tasks: Sequence[Task], *, pool: DemonstrationPool, attempts: Sequence[FailedAttempt | None] | None = None, seed: int
@@ -43,20 +44,22 @@ def pair_attempts(tasks: Sequence[Task], attempts: Sequence[FailedAttempt | None
     Raises:
         ConfigError: the two do not belong together.
     """
-    paired = list(attempts) if attempts is not None else [None] * len(tasks)
-    if len(paired) != len(tasks) or any(attempt and attempt.proposal.task_id != task.id for task, attempt in zip(tasks, paired, strict=True)):
+    paired: list[FailedAttempt | None] = list(attempts) if attempts is not None else [None] * len(tasks)
+    if len(paired) != len(tasks) or any(
+        attempt and attempt.proposal.task_id != task.id for task, attempt in zip(tasks, paired, strict=True)
+    ):
         raise ConfigError(f"planner: {len(paired)} attempts for {len(tasks)} tasks; give each task its own attempt, or None")
     return paired
 
 
-def find_problems(text: str, *, kind: TaskKind, find_signature: FindSignature) -> tuple[str, ...]:
-    """What is wrong with a program before it is run, each with its line; empty if it can be run."""
+def find_problems(text: str, *, task: Task, find_signature: FindSignature) -> tuple[str, ...]:
+    """What is wrong with a program for a task before it is run, each with its line; empty if it can be run."""
     try:
         program = parse_program(text)
     except ProgramError as error:
         return (str(error),)
-    problems = check_program(program, kind=kind, find_signature=find_signature)
-    return tuple(f"line {problem.line}: {problem.message}" for problem in problems)
+    problems = check_program(program, kind=task.kind, find_signature=find_signature, inputs=task.inputs)
+    return tuple(problem.describe() for problem in problems)
 
 
 def find_unused(instruction: str, program: str, *, lexicon: Lexicon) -> tuple[str, ...]:

@@ -67,9 +67,7 @@ class MaskedEncoder:
         return np.stack([self._known[text] for text in masked]) if masked else self.encoder.encode([])
 
 
-def retrieve(
-    instruction: str, entries: Sequence[Demonstration], *, encoder: Encoder, most: int
-) -> list[tuple[Demonstration, float]]:
+def retrieve(instruction: str, entries: Sequence[Demonstration], *, encoder: Encoder, most: int) -> list[tuple[Demonstration, float]]:
     """The ``most`` entries whose instructions are most like ``instruction``, with cosine similarities, most similar last.
 
     Of equally similar ones the later in the pool counts as more similar: it was learned later.
@@ -89,4 +87,4 @@ def retrieve(
 
 def _normalize_rows(rows: Floats) -> Floats:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return np.asarray(rows / np.where(norms > 0, norms, 1.0), dtype=np.float32)

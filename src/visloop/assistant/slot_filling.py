@@ -79,7 +79,7 @@ class SlotFillingPlanner:
                     continue
                 if find_unused(task.instruction, program, lexicon=lexicon):
                     continue
-                if find_problems(program, kind=task.kind, find_signature=self.find_signature):
+                if find_problems(program, task=task, find_signature=self.find_signature):
                     continue
                 found[form] = Candidate(plan=plan, program=program, demonstration=entry.id, score=alignment.score)
         return sorted(found.values(), key=lambda candidate: -candidate.score)

@@ -118,7 +118,9 @@ def _find_cuts(norms: Sequence[str], kinds: Sequence[SlotKind | None], texts: Se
             end += 1
         place = start
         while place < end:
-            stop = next(stop for stop in range(end, place, -1) if stop == place + 1 or any(_holds(text, norms[place:stop]) for text in texts))
+            stop = next(
+                stop for stop in range(end, place, -1) if stop == place + 1 or any(_holds(text, norms[place:stop]) for text in texts)
+            )
             cuts.add(stop)
             place = stop
         for text in texts:  # an argument that holds a part of a piece cuts it as well
@@ -163,7 +165,7 @@ def _fill_statement(
 ) -> Statement:
     tool = statement.tool
     direction = _direction_of(tool)
-    if direction in directions:
+    if direction is not None and direction in directions:
         chosen = directions[direction]
         tool = tool.removesuffix("OF").removesuffix(direction.upper()) + RELATIONS[chosen].replace(" ", "").upper()
     arguments: list[tuple[str, Argument]] = []
