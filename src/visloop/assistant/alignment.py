@@ -15,9 +15,11 @@ LONGEST_FILL = 4
 """Words per slot."""
 _KEPT = 4
 _FUNCTION_WEIGHT = 0.4
-_UNSURE_GAIN, _TEMPLATE_GAIN = 0.8, 0.3
+_UNSURE_GAIN, _TEMPLATE_GAIN = 0.3, 0.3
 """What filling a concept slot with an unknown word or with a template word counts, where a known concept counts 1."""
 _LENGTH_PENALTY = 0.15
+_SPLIT_PENALTY = 0.6
+"""For two slots that take neighbouring words although fixed words stand between them in the template."""
 _LOST_PENALTY = 0.5
 """For a number, relation or attribute of the instruction that nothing takes up."""
 _STEM = 4
@@ -25,7 +27,7 @@ _STEM = 4
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """``fills[k]`` is the range of words (start, stop) that slot k takes; ``score`` is 0-1; ``left`` are words that nothing takes up."""
+    """``fills[k]`` is the range of words (start, stop) that slot k takes, empty for an optional one that takes none; ``score`` is 0-1; ``left`` are words that nothing takes up."""
 
     fills: tuple[tuple[int, int], ...]
     score: float
@@ -47,22 +49,31 @@ def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) 
     elements = template.elements
     row: list[list[_Partial]] = [[_Partial(0.0)]] + [[] for _ in words]
     _skip_words(row, words, lexicon)
+    apart = False
     for element in elements:
         following: list[list[_Partial]] = [[] for _ in range(len(words) + 1)]
         for place, partials in enumerate(row):
             if not partials:
                 continue
             if isinstance(element, Slot):
+                if element.optional:
+                    following[place] += [_Partial(partial.gain, (*partial.fills, (place, place)), partial.left) for partial in partials]
                 for stop in range(place + 1, min(place + LONGEST_FILL, len(words)) + 1):
                     gain = _gain_of_fill(element, words[place:stop], lexicon)
                     if gain is not None:
                         following[stop] += [
-                            _Partial(partial.gain + gain, (*partial.fills, (place, stop)), partial.left) for partial in partials
+                            _Partial(
+                                partial.gain + gain - (_SPLIT_PENALTY if apart and _ends_at(partial, place) else 0.0),
+                                (*partial.fills, (place, stop)),
+                                partial.left,
+                            )
+                            for partial in partials
                         ]
                 continue
             following[place] += partials
             if place < len(words) and (gain := _gain_of_match(element, words[place].norm)):
                 following[place + 1] += [_Partial(partial.gain + gain, partial.fills, partial.left) for partial in partials]
+        apart = not isinstance(element, Slot)
         row = [_keep_best(partials) for partials in following]
         _skip_words(row, words, lexicon)
     total = sum(_weigh_word(word.norm) for word in words) + sum(
@@ -85,6 +96,11 @@ def _skip_words(row: list[list[_Partial]], words: Sequence[Word], lexicon: Lexic
         )
 
 
+def _ends_at(partial: _Partial, place: int) -> bool:
+    """Whether the last slot that took words took the word before ``place``."""
+    return any(start < stop == place for start, stop in partial.fills[-1:])
+
+
 def _keep_best(partials: Sequence[_Partial]) -> list[_Partial]:
     best: dict[tuple[tuple[int, int], ...], _Partial] = {}
     for partial in partials:
@@ -95,6 +111,8 @@ def _keep_best(partials: Sequence[_Partial]) -> list[_Partial]:
 
 def _gain_of_fill(slot: Slot, words: Sequence[Word], lexicon: Lexicon) -> float | None:
     """What it counts that a slot takes these words; None if it cannot."""
+    if tuple(word.norm for word in words) == slot.norms:
+        return float(len(words))
     if slot.kind != "concept":
         fits = len(words) == 1 and slot_kind(words[0].norm, lexicon=lexicon) == slot.kind
         return 1.0 if fits else None

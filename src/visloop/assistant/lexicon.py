@@ -9,14 +9,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from visloop.assistant.grammar import parse_program
+from visloop.assistant.program import Literal
+from visloop.errors import ProgramError
 from visloop.records.assistant import Demonstration
-from visloop.tools.signatures import SIGNATURES
+from visloop.tools.signatures import find_signature
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
-_STRING = re.compile(r"""(\w+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")
-_CONCEPT_ARGUMENTS = frozenset(signature.concept for signature in SIGNATURES.values() if signature.concept) - {"question"}
-"""Arguments whose words are what a task is about. A question is left out: it is made of template words as well."""
-
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 NUMBERS = {word: number for number, word in enumerate(re.findall(r"\w+", _NUMBER_WORDS))}
 _FUNCTION_WORDS = """
@@ -101,17 +100,33 @@ def build_lexicon(demonstrations: Iterable[Demonstration], *, vocabulary: Collec
     """The lexicon of a pool: concepts are the words of ``vocabulary`` (what the tools know by name) and of the concept arguments of the
     demonstrations' programs; template words are all others of the seeds' instructions, and those of learned ones that their programs
     do not repeat (a question may name a concept that nobody knew)."""
-    entries = list(demonstrations)
     template: set[str] = set()
-    for entry in entries:
-        said = {word.norm for word in split_words(entry.instruction)}
-        if entry.provenance != "seed":
-            said -= {word.norm for _, single, double in _STRING.findall(entry.program) for word in split_words(single or double)}
-        template |= said
     concepts = {word.norm for text in vocabulary for word in split_words(text)}
-    for entry in entries:
-        for name, single, double in _STRING.findall(entry.program):
-            if name in _CONCEPT_ARGUMENTS:
-                concepts.update(word.norm for word in split_words(single or double))
+    for entry in demonstrations:
+        said = {word.norm for word in split_words(entry.instruction)}
+        named, repeated = _list_program_words(entry.program)
+        concepts |= named
+        template |= said if entry.provenance == "seed" else said - repeated
     concepts = {norm for norm in concepts if norm not in FUNCTION_WORDS and not norm.isdigit()}
     return Lexicon(vocabulary=frozenset(concepts), template=frozenset(template - concepts))
+
+
+@lru_cache(maxsize=4096)
+def _list_program_words(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The words of a program's concept arguments, and those of all its texts. A question is no concept argument: it is made of template
+    words as well. None for a text that is no program."""
+    try:
+        program = parse_program(text)
+    except ProgramError:
+        return frozenset(), frozenset()
+    named: set[str] = set()
+    repeated: set[str] = set()
+    for statement in program.statements:
+        signature = find_signature(statement.tool)
+        for key, argument in statement.arguments:
+            if isinstance(argument, Literal) and isinstance(argument.value, str):
+                words = {word.norm for word in split_words(argument.value)}
+                repeated |= words
+                if signature is not None and key == signature.concept != "question":
+                    named |= words
+    return frozenset(named), frozenset(repeated)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from visloop.assistant.alignment import align_words
 from visloop.assistant.demonstrations import DemonstrationPool
+from visloop.assistant.filling import fill_template
 from visloop.assistant.lexicon import Lexicon, build_lexicon, split_words
 from visloop.assistant.proposals import (
     FailedAttempt,
@@ -20,7 +21,7 @@ from visloop.assistant.proposals import (
     pair_attempts,
 )
 from visloop.assistant.retrieval import Encoder, MaskedEncoder, retrieve
-from visloop.assistant.templates import Template, build_template, fill_template
+from visloop.assistant.templates import Template, build_template
 from visloop.config_assistant import PlannerConfig
 from visloop.errors import ProgramError
 from visloop.records.assistant import Demonstration, Proposal, Task
