@@ -135,7 +135,7 @@ class PlannerConfig:
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 256
-    candidates: int = 8
+    candidates: int = 16
     min_confidence: float = 0.9
 
 

@@ -19,12 +19,11 @@ _ARTICLE = re.compile(r"\b([Aa])n? $")
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """Words ``start`` to ``stop`` of a text that slot ``slot`` fills; a ``head`` is the slot's last word alone."""
+    """Words ``start`` to ``stop`` of a text that slot ``slot`` fills."""
 
     slot: int
     start: int
     stop: int
-    head: bool = False
 
 
 def fill_template(template: Template, fills: Sequence[Fill]) -> tuple[tuple[str, ...], str]:
@@ -33,7 +32,7 @@ def fill_template(template: Template, fills: Sequence[Fill]) -> tuple[tuple[str,
     fills = [fill for fill in fills if fill]
     inputs = TASK_INPUTS[template.demonstration.task_kind]
     statements = tuple(_fill_statement(statement, slots, fills, inputs) for statement in template.program.statements)
-    plan = tuple(_fill_text(line, slots, fills, plan=True) for line in template.demonstration.plan)
+    plan = tuple(_fill_text(line, slots, fills) for line in template.demonstration.plan)
     return plan, format_program(Program(statements))
 
 
@@ -66,12 +65,12 @@ def _fill_number(number: int, slots: Sequence[Slot], fills: Sequence[Fill]) -> i
     return next((int(fill[0].norm) for slot, fill in zip(slots, fills, strict=True) if slot.norms == (str(number),)), number)
 
 
-def _fill_text(text: str, slots: Sequence[Slot], fills: Sequence[Fill], *, expression: bool = False, plan: bool = False) -> str:
+def _fill_text(text: str, slots: Sequence[Slot], fills: Sequence[Fill], *, expression: bool = False) -> str:
     """The text with every use of a slot replaced."""
     words = split_words(text)
     parts: list[str] = []
     done = 0
-    for use in _find_uses(text, words, slots, expression=expression, heads=plan):
+    for use in _find_uses(text, words, slots, expression=expression):
         shown = words[use.start : use.stop]
         before = text[done : shown[0].start]
         written = _write_fill(fills[use.slot], shown, text, place=slots[use.slot].kind == "place")
@@ -82,26 +81,20 @@ def _fill_text(text: str, slots: Sequence[Slot], fills: Sequence[Fill], *, expre
     return "".join([*parts, text[done:]])
 
 
-def _find_uses(text: str, words: Sequence[Word], slots: Sequence[Slot], *, expression: bool, heads: bool) -> list[_Use]:
+def _find_uses(text: str, words: Sequence[Word], slots: Sequence[Slot], *, expression: bool) -> list[_Use]:
     """Where a text uses slots: longer slots before shorter ones, slots of the same words in turns. In an expression a number is a slot's
-    only where something is compared with it; with ``heads`` the last word of a slot stands for it (``the star`` for ``red star``)."""
+    only where something is compared with it."""
     norms = tuple(word.norm for word in words)
     shapes: dict[tuple[str, ...], list[_Use]] = {}
     for index, slot in enumerate(slots):
         shapes.setdefault(slot.norms, []).append(_Use(index, 0, 0))
         if slot.kind == "place" and slot.norms[0] in _PHRASES:
             shapes.setdefault(_PHRASES[slot.norms[0]], []).append(_Use(index, 0, 0))
-    if heads:
-        for index, slot in enumerate(slots):
-            if slot.kind == "concept" and slot.norms[-1:] not in shapes:
-                shapes[slot.norms[-1:]] = [_Use(index, 0, 0, head=True)]
     uses: list[_Use] = []
     turns: dict[tuple[str, ...], int] = {}
     place = 0
     while place < len(norms):
-        found = next(
-            (shape for shape in sorted(shapes, key=len, reverse=True) if norms[place : place + len(shape)] == shape), None
-        )
+        found = next((shape for shape in sorted(shapes, key=len, reverse=True) if norms[place : place + len(shape)] == shape), None)
         if found is None or (expression and norms[place].isdigit() and not _COMPARED.search(text[: words[place].start])):
             place += 1
             continue

@@ -5,7 +5,7 @@ in a number (``three`` -> ``== 3``), in a tool or a picture (``left of`` -> ``CR
 concept words are cut where arguments are: ``big red star`` is two slots if the program speaks of ``big`` here and of ``red star`` there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal as Choice
 
@@ -24,11 +24,16 @@ ATTRIBUTES = frozenset({"color", "colour", "shape", "pattern", "size", "material
 @dataclass(frozen=True, slots=True)
 class Slot:
     """Words of the instruction (in normal form) that the program repeats. An ``optional`` one need not be filled: its words, which may
-    just be how things are said (``shapes of the garden set``), then stay."""
+    just be how things are said (``shapes of the garden set``), then stay. What is a whole argument has to be filled."""
 
     kind: SlotKind
     norms: tuple[str, ...]
     optional: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds what an instruction is about, which says nothing about the program that it needs."""
+        return self.kind == "concept" and not self.optional
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,12 @@ class Template:
     def slots(self) -> tuple[Slot, ...]:
         """The slots in order."""
         return tuple(element for element in self.elements if isinstance(element, Slot))
+
+    @property
+    def form(self) -> Hashable:
+        """Equal for demonstrations that say the same of other things: same fixed words, same kinds of slots, same tools."""
+        shape = tuple((element.kind, element.optional) if isinstance(element, Slot) else element for element in self.elements)
+        return shape, tuple(statement.tool for statement in self.program.statements)
 
 
 def slot_kind(norm: str, *, lexicon: Lexicon) -> SlotKind | None:
@@ -78,12 +89,16 @@ def build_template(demonstration: Demonstration, *, lexicon: Lexicon) -> Templat
         if slot is None:
             elements.append(norm)
         elif (
-            isinstance(last, Slot) and (slot.kind, slot.optional) == (last.kind, last.optional) and slot.kind == "concept" and index not in cuts
+            isinstance(last, Slot)
+            and (slot.kind, slot.optional) == (last.kind, last.optional)
+            and slot.kind == "concept"
+            and index not in cuts
         ):
             elements[-1] = replace(last, norms=(*last.norms, norm))
         else:
             elements.append(slot)
-    return Template(demonstration, program, tuple(elements))
+    whole = [replace(element, optional=False) if isinstance(element, Slot) and element.norms in texts else element for element in elements]
+    return Template(demonstration, program, tuple(whole))
 
 
 def _find_slot(norm: str, *, repeated: set[str], names: set[str], lexicon: Lexicon) -> Slot | None:
@@ -119,7 +134,10 @@ def _find_cuts(norms: Sequence[str], concepts: Sequence[bool], texts: Sequence[S
             else:
                 runs.append((index, index + 1))
     pieces = [
-        (start, stop, (start, stop) == (first, last)) for first, last in runs for start in range(first, last) for stop in range(start + 1, last + 1)
+        (start, stop, (start, stop) == (first, last))
+        for first, last in runs
+        for start in range(first, last)
+        for stop in range(start + 1, last + 1)
     ]
     pieces.sort(key=lambda piece: (piece[0] - piece[1], not piece[2]))
     cuts: set[int] = set()
