@@ -125,7 +125,7 @@ class HttpImageSearch:
             raise ConfigError(f"image search: {endpoint!r} is no http or https address")
         self._endpoint, self._out, self._licences = endpoint, out, tuple(licences)
         self._limits, self._allow_private = limits or FetchLimits(), allow_private
-        self._client = httpx.Client(timeout=self._limits.timeout, follow_redirects=False, headers={"User-Agent": "visloop"})
+        self._client = httpx.Client(timeout=self._limits.timeout, follow_redirects=False, headers={"User-Agent": "visloop", "Accept-Encoding": "identity"})
 
     def close(self) -> None:
         """Close the connections."""
@@ -211,7 +211,9 @@ class HttpImageSearch:
 
     def _read_body(self, response: httpx.Response, *, deadline: float) -> bytes:
         body = bytearray()
-        for part in response.iter_bytes(chunk_size=1 << 16):
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise DataError("a packed body, which was not asked for")
+        for part in response.iter_raw():
             body += part
             if len(body) > self._limits.max_bytes:
                 raise DataError(f"more than {self._limits.max_bytes} bytes")
