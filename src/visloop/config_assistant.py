@@ -120,7 +120,9 @@ class ToolsConfig:
 @dataclass
 class PlannerConfig:
     """Inference (CLOVA 3.2): how many demonstrations a prompt shows, and the switches of the ablations. ``failures_from``: failed
-    demonstrations are shown once a pool holds more than so many."""
+    demonstrations are shown once a pool holds more than so many. ``candidates``: demonstrations that slot filling tries per task;
+    ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program. ``temperature``, ``top_p`` and
+    ``max_new_tokens`` are the LLM's."""
 
     choice: PlannerChoice = PlannerChoice.slot_filling
     encoder: EncoderChoice = EncoderChoice.words
@@ -130,6 +132,11 @@ class PlannerConfig:
     use_plan: bool = True
     use_failures: bool = True
     max_tries: int = 2
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    candidates: int = 8
+    min_confidence: float = 0.9
 
 
 @dataclass

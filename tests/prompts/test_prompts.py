@@ -2,18 +2,23 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from jinja2 import Environment, meta
 
+from visloop.assistant.proposals import FailedAttempt
 from visloop.errors import ConfigError
 from visloop.prompts.render import PromptSet
+from visloop.records.assistant import Critique, Demonstration, Proposal
 from visloop.records.chains import format_chain, format_thoughts, parse_step
 from visloop.records.reasoning import ReasoningStep
+from visloop.tools.signatures import list_signatures
 
 GOLDEN = Path(__file__).parent / "golden"
 STYLES = ("compact", "full")
+_PROMPT = {"task_kind", "inputs", "demonstrations", "failures", "attempt", "instruction"}
 CONTRACT: dict[str, set[str]] = {
     "direct": {"question"},
     "reason": {"question"},
@@ -25,6 +30,10 @@ CONTRACT: dict[str, set[str]] = {
     "generate_final": {"question"},
     "judge_answer": {"question", "answer", "candidate"},
     "score_paths": {"question", "answer", "paths"},
+    "plan": _PROMPT,
+    "program": _PROMPT | {"tools", "plan", "use_plan"},
+    "plan_repair": {"problems"},
+    "program_repair": {"problems"},
 }
 """What the callers pass to each template. A style may leave a value unused, but uses none that is not passed."""
 ONLY_COMPACT = {"describe": set(), "ground": {"step"}}
@@ -33,6 +42,15 @@ ONLY_COMPACT = {"describe": set(), "ground": {"step"}}
 STEPS = (
     ReasoningStep(summary="find red circle", reasoning="x1 y2", action="continue"),
     ReasoningStep(summary="conclude exist", reasoning="answer yes", action="summary"),
+)
+SHOWN = Demonstration(
+    id="d",
+    kind="program",
+    outcome="success",
+    task_kind="vqa",
+    instruction="How many circles are there?",
+    plan=("Locate the circle.", "Count the boxes of Step 1."),
+    program="BOX0=LOC(image=IMAGE,object='circle')\nANSWER0=COUNT(box=BOX0)\nFINAL_RESULT=RESULT(var=ANSWER0)",
 )
 VALUES = {
     "question": "is there a red circle ?",
@@ -43,6 +61,19 @@ VALUES = {
     "min_steps": 2,
     "max_steps": 16,
     "step": "find red circle",
+    "task_kind": "vqa",
+    "inputs": ("IMAGE",),
+    "demonstrations": [SHOWN],
+    "failures": [replace(SHOWN, outcome="failure", reason="Step 2 counts squares.")],
+    "attempt": FailedAttempt(
+        proposal=Proposal(task_id="t", plan=SHOWN.plan[:1], program="FINAL_RESULT=RESULT(var=IMAGE)", author="llm:m"),
+        critique=Critique(id="c", trace_id="r", grain="global", culprit="program", reason="nothing is counted"),
+    ),
+    "instruction": "How many stars are there?",
+    "tools": [signature.describe() for signature in list_signatures("vqa")[:2]],
+    "plan": ("Locate the star.", "Count the boxes of Step 1."),
+    "use_plan": True,
+    "problems": ("line 1: no tool BOX; use one of LOC, COUNT", "line 2: BOX0 is not defined"),
 }
 
 
@@ -65,7 +96,7 @@ def test_prompt_is_as_recorded(style: str, name: str) -> None:
 
 def test_every_snapshot_belongs_to_a_prompt() -> None:
     assert {path.stem for path in GOLDEN.glob("*.txt")} == {f"{style}__{name}" for style, name in CASES}
-    assert len(CASES) == 22
+    assert len(CASES) == 30
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -90,6 +121,17 @@ def test_no_prompt_for_answering_shows_the_true_answer() -> None:
             assert "SECRET" not in PromptSet(style).render(name, **secret), f"{style}/{name}"
         assert "SECRET" in PromptSet(style).render("score_paths", **secret)
         assert "SECRET" not in PromptSet(style).render("score_paths", **secret | {"answer": ""})
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", ["plan", "program"])
+def test_the_planners_prompts_end_with_the_case_after_the_most_similar_demonstration(style: str, name: str) -> None:
+    other = replace(SHOWN, instruction="How many squares are there?")
+    text = PromptSet(style).render(name, **VALUES | {"demonstrations": [other, SHOWN]})
+    places = [text.rindex(shown) for shown in (other.instruction, SHOWN.instruction, "nothing is counted", VALUES["instruction"])]
+    assert places == sorted(places)
+    bare = PromptSet(style).render(name, **VALUES | {"demonstrations": [], "failures": [], "attempt": None, "use_plan": False, "plan": ()})
+    assert "Reason" not in bare and "wrong" not in bare and "circles" not in bare
 
 
 def test_examples_inside_the_full_prompts_can_be_read_by_the_parsers() -> None:
