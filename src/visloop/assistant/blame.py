@@ -56,9 +56,7 @@ class BlameCritic:
             raise ConfigError("reflection: doubt and unknown must be between 0 and 1, candidates at least 1")
         if not (self._limits.use_repairs or self._limits.use_confidence):
             raise ConfigError("reflection: blame needs repairs, confidence, or both")
-        parts = [
-            name for name, used in (("repairs", self._limits.use_repairs), ("confidence", self._limits.use_confidence)) if used
-        ]
+        parts = [name for name, used in (("repairs", self._limits.use_repairs), ("confidence", self._limits.use_confidence)) if used]
         self.name = f"blame:{'+'.join(parts)}"
 
     def criticize(self, cases: Sequence[Case], *, grain: ReflectionGrain, tools: ToolRunner, seed: int) -> list[Critique]:
@@ -71,7 +69,7 @@ class BlameCritic:
         return [blame(case, found, grain, tools) for case, found in zip(cases, repairs, strict=True)]
 
     def blame_evidence(self, cases: Sequence[Case], *, tools: ToolRunner) -> list[Critique]:
-        """The best suspects under the name of their evidence: grain ``counterfactual`` where re-runs could be judged, else ``confidence``."""
+        """The best suspects under the name of their evidence: ``counterfactual`` where re-runs could be judged, else ``confidence``."""
         repairs = self._find_repairs(cases, tools=tools)
         return [
             self._blame_globally(case, found, "counterfactual" if found else "confidence", tools)

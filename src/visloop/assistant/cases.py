@@ -1,6 +1,7 @@
 """A failed run as critics see it, what its program says about each step, and when a result counts as right."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
@@ -16,6 +17,8 @@ ReflectionGrain = Literal["interrupt", "global", "local"]
 FindSignature = Callable[[str], ToolSignature | None]
 Judge = Callable[[Execution, Feedback], bool | None]
 """Whether the result of a re-run would be accepted, by what the feedback told; None where it does not tell."""
+
+_PLACEHOLDER = re.compile(r"\{\s*(\w+)\s*\}")
 
 ANSWERED_LATER: Final = "VQA"
 """The tool whose concept is the answer that it should have given: only learning finds it out (CLOVA 3.4)."""
@@ -45,7 +48,7 @@ class Critic(Protocol):
 
     name: str
 
-    def criticize(self, cases: "list[Case]", *, grain: ReflectionGrain, tools: ToolRunner, seed: int) -> list[Critique]: ...
+    def criticize(self, cases: Sequence[Case], *, grain: ReflectionGrain, tools: ToolRunner, seed: int) -> list[Critique]: ...
 
 
 def find_statement(program: Program | None, step: int | None) -> Statement | None:
@@ -60,7 +63,7 @@ def list_references(statement: Statement) -> tuple[str, ...]:
     names = [value.name for _, value in statement.arguments if isinstance(value, Reference)]
     for _, value in statement.arguments:
         if isinstance(value, Constant) and isinstance(value.value, str):
-            names += [part.split("}", 1)[0].strip() for part in value.value.split("{")[1:] if "}" in part]
+            names += _PLACEHOLDER.findall(value.value)
     return tuple(dict.fromkeys(names))
 
 

@@ -157,7 +157,7 @@ def update_tool(
             inferred = _make_inferred(case, call, answer, sources=sources)
             words = [*([answer] if _is_word(answer) else []), *words]
     for word in dict.fromkeys(words):
-        examples = [replace(instance, concept=word) for instance in inferred if answer is not None]
+        examples = _fit_examples(inferred, word, answer=answer)
         _teach_word(
             word, lesson, tool_name=tool_name, tools=tools, examples=examples, sources=sources, plan=plan, passed_over=passed_over,
             seed=seed, cycle=cycle,
@@ -180,9 +180,7 @@ def update_tool(
     )
 
 
-def _find_call(
-    case: Case, critique: Critique, *, tools: LearningTools
-) -> tuple[str, ToolCall | None, LearnableTool | None, str]:
+def _find_call(case: Case, critique: Critique, *, tools: LearningTools) -> tuple[str, ToolCall | None, LearnableTool | None, str]:
     """(name of the tool to teach, the call that names the words, the tool that reads them, why there is none)."""
     execution, step = case.execution, critique.step
     if execution.program is None or step is None or step > len(execution.steps):
@@ -275,18 +273,24 @@ def collect_instances(
     Raises:
         DataError: every provider failed, or a picture is in both splits.
     """
-    collected: dict[str, Instance] = {instance.id: instance for instance in examples}
+    shown = [instance for instance in examples if instance.label == word]
+    collected: dict[str, Instance] = {instance.id: instance for instance in shown}
     errors: list[str] = []
     for provider in sources.providers.get(tool, ()):
         missing = plan.positives - sum(instance.positive for instance in collected.values())
         if missing <= 0:
             break
         try:
-            found = provider.collect(word, tool=tool, positives=missing, negatives=plan.negatives, seed=seed_for(seed, "collect", tool, word))
+            found = provider.collect(
+                word, tool=tool, positives=missing, negatives=plan.negatives, seed=seed_for(seed, "collect", tool, word)
+            )
         except DataError as error:
             errors.append(str(error))
             continue
         collected.update((instance.id, instance) for instance in found)
+    if not collected:
+        # an answer that is no look of the word (yes, a number) teaches only where nothing else does
+        collected.update((instance.id, instance) for instance in examples)
     if not collected and errors:
         raise DataError("; ".join(errors))
     instances = split_instances(list(collected.values()), validation_share=plan.validation_share, seed=seed)
@@ -328,6 +332,13 @@ def _make_inferred(case: Case, call: ToolCall, answer: str, *, sources: Teaching
             licence=case.execution.job.task.licence,
         )
     ]
+
+
+def _fit_examples(inferred: Sequence[Instance], word: str, *, answer: str | None) -> list[Instance]:
+    """The inferred instance as one of this word. Its label is the answer; the picture shows the word if the answer is the word itself
+    or does not deny it."""
+    positive = answer is None or read_boolean(answer) is not False
+    return [replace(instance, id=make_id(instance.id, word), concept=word, positive=positive) for instance in inferred]
 
 
 def _is_word(answer: str) -> bool:

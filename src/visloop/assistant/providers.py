@@ -64,9 +64,7 @@ def split_instances(instances: Sequence[Instance], *, validation_share: float, s
         order = sorted(group, key=lambda key: seed_for(seed, "split", key))
         count = min(max(round(len(order) * validation_share), 1), len(order) - 1) if len(order) > 1 else 0
         held_out.update(order[:count])
-    return [
-        replace(instance, split="validation" if key in held_out else "train") for key, instance in zip(hashes, instances, strict=True)
-    ]
+    return [replace(instance, split="validation" if key in held_out else "train") for key, instance in zip(hashes, instances, strict=True)]
 
 
 def check_no_leak(instances: Sequence[Instance]) -> None:

@@ -59,7 +59,9 @@ class ChatCritic:
         Raises:
             ModelError: the backend did not give one reply per request.
         """
-        questions = [_Question(case, make_id("critique", case.trace.id, grain, self.name, self._prompts.hash)) for case in cases]
+        questions = [
+            _Question(case, make_id("critique", case.trace.id, grain, self.name, self._prompts.hash, len(case.earlier))) for case in cases
+        ]
         if grain == "local":
             self._walk_steps(questions, seed=seed)
         else:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from visloop.answers import normalize_answer, read_boolean, read_number
 from visloop.assistant.cases import Case, FindSignature, Judge, find_statement, list_learnable_steps, list_references
-from visloop.assistant.interpreter import Execution, run_substitutions
+from visloop.assistant.interpreter import run_substitutions
 from visloop.assistant.program import Literal as Constant
 from visloop.assistant.program import Reference, Statement
 from visloop.tools.base import ToolCall, ToolRunner
@@ -254,5 +254,3 @@ def _distinct(candidates: Iterable[Boxes] | Iterable[Objects], *, own: Boxes | O
         kept.setdefault(key(items), items)
     kept.pop(key(own), None)
     return list(kept.values())
-
-

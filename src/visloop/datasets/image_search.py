@@ -125,7 +125,9 @@ class HttpImageSearch:
             raise ConfigError(f"image search: {endpoint!r} is no http or https address")
         self._endpoint, self._out, self._licences = endpoint, out, tuple(licences)
         self._limits, self._allow_private = limits or FetchLimits(), allow_private
-        self._client = httpx.Client(timeout=self._limits.timeout, follow_redirects=False, headers={"User-Agent": "visloop", "Accept-Encoding": "identity"})
+        self._client = httpx.Client(
+            timeout=self._limits.timeout, follow_redirects=False, headers={"User-Agent": "visloop", "Accept-Encoding": "identity"}
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -259,7 +261,9 @@ class FolderImageSearch:
         if not root.is_dir():
             raise DataError(f"{root}: no folder of pictures; it needs one folder per concept")
         self._out, self._licence, self._root = out, licence, root
-        self._folders = {_normalize(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.is_symlink()}
+        self._folders = {
+            _normalize(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.is_symlink()
+        }
         self._groups = {_normalize(concept): group for concept, group in (groups or {}).items()}
 
     def find_group(self, query: str) -> str:

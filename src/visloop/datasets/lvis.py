@@ -8,7 +8,7 @@ under the last two parts of ``coco_url`` (``train2017/000000000001.jpg``).
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -176,10 +176,8 @@ def read_lvis(path: Path) -> LvisSet:
         for entry in _read_all(path, "images", _Picture, content["images"])
     }
     regions = [_read_region(path, number, entry, pictures, categories) for number, entry in enumerate(content["annotations"])]
-    ids = defaultdict(int)
-    for region in regions:
-        ids[region.id] += 1
-    twice = next((number for number, count in ids.items() if count > 1), None)
+    counts = Counter(region.id for region in regions)
+    twice = next((number for number, count in counts.items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{path}: annotation {twice} occurs twice; ids must be unique")
     return LvisSet(pictures, categories, regions)
