@@ -23,7 +23,7 @@ from visloop.tools.values import Box, Boxes, Objects, Value, VisualObject, overl
 SOME_OTHER_ANSWER: Final = "something else"
 """Stands for an answer that is none of those at hand: enough to blame a step, nothing to teach it."""
 _SAME_REGION = 0.5
-_QUOTED = re.compile(r"'([^'{}]*)'|\"([^\"{}]*)\"")
+_COMPARED = re.compile(r"(?:==|!=)\s*(?:'([^'{}]*)'|\"([^\"{}]*)\")|(?:'([^'{}]*)'|\"([^\"{}]*)\")\s*(?:==|!=)")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,8 +200,8 @@ def _other_answers(found: str, case: Case, statement: Statement) -> Iterable[Val
         if statement.variable in list_references(later):
             for _, value in later.arguments:
                 if isinstance(value, Constant) and isinstance(value.value, str):
-                    words += [first or second for first, second in _QUOTED.findall(value.value)]
-    words += [executed.value for executed in case.execution.steps if isinstance(executed.value, str)]
+                    words += [next(filter(None, found), "") for found in _COMPARED.findall(value.value)]
+    words += [executed.value for executed in case.execution.steps if isinstance(executed.value, str) and executed.statement.tool == statement.tool]
     words.append(SOME_OTHER_ANSWER)
     own = {normalize_answer(found), "yes", "no", "true", "false", ""}
     return [word for word in dict.fromkeys(words) if normalize_answer(word) not in own]
