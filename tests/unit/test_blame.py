@@ -1,5 +1,6 @@
 """Blame by counterfactual repair and confidence, faults put in on purpose, and what the critics make of them."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,11 @@ def test_innocent_steps_are_those_that_no_result_repairs(world: World) -> None:
 def test_confidence_decides_between_steps_that_both_could_be_wrong(world: World) -> None:
     case = fail(world, MORE_THAN.format(word="red", other="teal"), "teal", "red", "teal", instruction="Are there more red cells than teal cells?")
     assert blame(world, case).step == 3
-    assert blame(world, case, use_confidence=False).step == 1, "without confidence the earlier one of two equals"
+    swapped = replace(case, execution=replace(case.execution, steps=tuple(
+        replace(step, confidence={1: 0.4, 3: 0.95}.get(step.step)) for step in case.execution.steps
+    )))  # fmt: skip
+    assert blame(world, swapped).step == 1
+    assert blame(world, case, use_confidence=False).step == blame(world, swapped, use_confidence=False).step
 
 
 def test_a_program_that_no_single_result_repairs_is_guilty(world: World) -> None:
@@ -232,7 +237,9 @@ def test_injected_faults_change_the_result_and_say_what_they_are(world: World) -
 
 
 def test_measured_blame_beats_its_parts_and_is_counted_by_group(world: World) -> None:
-    cases = [*inject_all(world, "tool"), *inject_all(world, "program")]
+    faults = [*inject_all(world, "tool", wrong_confidence=(0.2, 0.9)), *inject_all(world, "program")]
+    draw = random.Random(5)
+    cases = [_blur(entry, draw) for entry in faults]  # confidences of right and wrong steps overlap, as those of real tools do
 
     def measure(**limits: object) -> dict[str, object]:
         critic = BlameCritic(limits=BlameLimits(**limits))  # type: ignore[arg-type]
@@ -240,10 +247,21 @@ def test_measured_blame_beats_its_parts_and_is_counted_by_group(world: World) ->
 
     both, repairs = measure(), measure(use_confidence=False)
     assert set(both) == {"all", "known", "unseen"}
-    assert both["all"].step is not None and both["all"].step > 0.8 and both["all"].step > repairs["all"].step  # type: ignore[attr-defined]
-    assert both["all"].kind >= 0.7 and both["all"].unreadable == 0  # type: ignore[attr-defined]
+    confidence = measure(use_repairs=False)
+    assert both["all"].kind > confidence["all"].kind, "re-runs tell wrong programs from wrong steps"  # type: ignore[attr-defined]
+    assert both["all"].step > repairs["all"].step, "confidence tells steps apart that both could be wrong"  # type: ignore[attr-defined]
+    assert both["all"].unreadable == 0 and both["all"].cases == both["known"].cases + both["unseen"].cases  # type: ignore[attr-defined]
     scores = measure_blame(cases, lambda given: [Critique(id="c", trace_id=case.trace.id, grain="global", culprit="nothing", status="unreadable") for case in given])
     assert (scores["all"].kind, scores["all"].step, scores["all"].unreadable) == (0.0, 0.0, 1.0)
+
+
+def _blur(entry: FaultyCase, draw: random.Random) -> FaultyCase:
+    """The right steps with confidences of 0.6 to 0.99."""
+    execution, wrong = entry.case.execution, entry.truth.step if entry.truth.culprit == "tool" else 0
+    steps = tuple(
+        step if step.confidence is None or step.step == wrong else replace(step, confidence=draw.uniform(0.6, 0.99)) for step in execution.steps
+    )
+    return replace(entry, case=replace(entry.case, execution=replace(execution, steps=steps)))
 
 
 def test_feedback_is_needed_only_as_told(world: World) -> None:

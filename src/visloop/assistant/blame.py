@@ -1,14 +1,24 @@
 """Blame without a model, beside the LLM's critiques: counterfactual repair and step confidence.
 
 Each learnable step is a hypothesis "this step alone is wrong", the program is one more. A step weighs the odds that its own confidence
-gives to being wrong, times the share of other results that would have made the run right; the program weighs the odds that its
-author's confidence gives. A step that no other result repairs is innocent; where nothing repairs, the program is guilty.
+gives to being wrong; the program weighs the odds that its author's confidence gives. A step that no tried result repairs counts a third
+where another step is repaired (what is right may not have been tried), and nothing where no step is: then the program is guilty. A step that the result
+does not depend on is innocent.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from visloop.assistant.cases import Case, Judge, ReflectionGrain, find_statement, judge_by_answer, list_learnable_steps, read_concept
+from visloop.assistant.cases import (
+    Case,
+    Judge,
+    ReflectionGrain,
+    find_statement,
+    find_used_steps,
+    judge_by_answer,
+    list_learnable_steps,
+    read_concept,
+)
 from visloop.assistant.repairs import StepRepairs, find_repairs
 from visloop.errors import ConfigError
 from visloop.ids import make_id
@@ -16,6 +26,7 @@ from visloop.records.assistant import Critique, Culprit, Grain
 from visloop.tools.base import ToolRunner
 
 _LEAST, _MOST = 0.02, 0.98
+_UNREPAIRED = 0.3
 _MENTIONED = 3.0
 """Factor of the odds of a step whose concept the feedback's text names, where it names not every step's."""
 
@@ -27,7 +38,7 @@ class BlameLimits:
 
     candidates: int = 8
     doubt: float = 0.6
-    unknown: float = 0.8
+    unknown: float = 0.7
     use_repairs: bool = True
     use_confidence: bool = True
 
@@ -80,12 +91,12 @@ class BlameCritic:
         """All suspects of a finished run, the guiltiest first, earlier steps first where they are equal; weights sum to 1."""
         weights: dict[int | None, float] = {}
         tried = {(critique.culprit, critique.step) for critique in case.earlier}
-        mentioned = _find_mentioned(case, tools=tools)
+        mentioned, used = _find_mentioned(case, tools=tools), find_used_steps(case.execution.program)
         for step in list_learnable_steps(case.execution.program, find_signature=tools.find_signature):
-            if step > len(case.execution.steps) or ("tool", step) in tried:
+            if step > len(case.execution.steps) or ("tool", step) in tried or step not in used:
                 continue
-            share = repairs[step].share if repairs else 1.0
-            weights[step] = self._odds(case.execution.steps[step - 1].confidence) * share * (_MENTIONED if step in mentioned else 1.0)
+            odds = self._odds(case.execution.steps[step - 1].confidence)
+            weights[step] = odds * _weigh_repairs(step, repairs) * (_MENTIONED if step in mentioned else 1.0)
         if not any(culprit in ("plan", "program") for culprit, _ in tried):
             weights[None] = self._odds(case.trace.proposal.confidence)
         total = sum(weights.values())
@@ -114,9 +125,9 @@ class BlameCritic:
         return self._make(case, grain, "tool", best.step, self._explain(case, best.step, repairs), tools=tools, weight=best.weight)
 
     def _blame_locally(self, case: Case, repairs: Mapping[int, StepRepairs], grain: Grain, tools: ToolRunner) -> Critique:
-        tried = {(critique.culprit, critique.step) for critique in case.earlier}
+        tried, used = {(critique.culprit, critique.step) for critique in case.earlier}, find_used_steps(case.execution.program)
         for step in list_learnable_steps(case.execution.program, find_signature=tools.find_signature):
-            if step > len(case.execution.steps) or ("tool", step) in tried:
+            if step > len(case.execution.steps) or ("tool", step) in tried or step not in used:
                 continue
             executed = case.execution.steps[step - 1]
             confidence = executed.confidence if self._limits.use_confidence else None
@@ -177,6 +188,13 @@ class BlameCritic:
             author=self.name,
             confidence=weight,
         )
+
+
+def _weigh_repairs(step: int, repairs: Mapping[int, StepRepairs]) -> float:
+    """The factor that re-runs put on a step's odds; 1 where they could not be judged."""
+    if not repairs or repairs[step].share > 0:
+        return 1.0
+    return _UNREPAIRED if any(found.share > 0 for found in repairs.values()) else 0.0
 
 
 def _find_mentioned(case: Case, *, tools: ToolRunner) -> frozenset[int]:

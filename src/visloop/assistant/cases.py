@@ -119,6 +119,20 @@ def list_learnable_steps(program: Program | None, *, find_signature: FindSignatu
     return tuple(step for step in range(1, count + 1) if is_tool_fault_possible(program, step, find_signature=find_signature))
 
 
+def find_used_steps(program: Program | None) -> frozenset[int]:
+    """Steps that the last one depends on, itself included."""
+    statements = program.statements if program else ()
+    where = {statement.variable: step for step, statement in enumerate(statements, start=1)}
+    used: set[int] = set()
+    queue = [len(statements)] if statements else []
+    while queue:
+        step = queue.pop()
+        if step not in used:
+            used.add(step)
+            queue += [where[name] for name in list_references(statements[step - 1]) if name in where]
+    return frozenset(used)
+
+
 def match_answer(value: Value | None, answer: str) -> bool:
     """Whether a result is the right answer: truth values and numbers by value, words by their normal form; anything else is not."""
     if isinstance(value, bool):
