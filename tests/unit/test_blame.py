@@ -77,7 +77,9 @@ def test_innocent_steps_are_those_that_no_result_repairs(world: World) -> None:
 
 
 def test_confidence_decides_between_steps_that_both_could_be_wrong(world: World) -> None:
-    case = fail(world, MORE_THAN.format(word="red", other="teal"), "teal", "red", "teal", instruction="Are there more red cells than teal cells?")
+    case = fail(
+        world, MORE_THAN.format(word="red", other="teal"), "teal", "red", "teal", instruction="Are there more red cells than teal cells?"
+    )
     assert blame(world, case).step == 3
     swapped = replace(case, execution=replace(case.execution, steps=tuple(
         replace(step, confidence={1: 0.4, 3: 0.95}.get(step.step)) for step in case.execution.steps
@@ -122,7 +124,9 @@ def test_local_takes_the_first_doubtful_step_that_could_be_repaired(world: World
 
 
 def test_evidence_is_named_where_feedback_cannot_judge(world: World) -> None:
-    case = fail(world, MORE_THAN.format(word="red", other="teal"), "teal", "red", "teal", instruction="Are there more red cells than teal cells?")
+    case = fail(
+        world, MORE_THAN.format(word="red", other="teal"), "teal", "red", "teal", instruction="Are there more red cells than teal cells?"
+    )
     told = replace(case.feedback, answer=None, text="the teal cells were not found")
     mute = replace(case, feedback=told)
     critic = BlameCritic()
@@ -171,7 +175,9 @@ def test_candidates_of_boxes_do_not_hold_their_own_result(world: World) -> None:
 
 
 def test_the_right_answer_of_a_question_is_inferred_or_nothing(world: World) -> None:
-    case = fail(world, "ANSWER0=VQA(image=IMAGE,question='What color is it?')\nR=RESULT(var=ANSWER0)", "red", "teal", "blue", instruction=THRICE)
+    case = fail(
+        world, "ANSWER0=VQA(image=IMAGE,question='What color is it?')\nR=RESULT(var=ANSWER0)", "red", "teal", "blue", instruction=THRICE
+    )
     critique = blame(world, case)
     assert (critique.tool, critique.concept) == ("VQA", None)
     assert CounterfactualInference().infer(case, critique, tools=world.tools, seed=0).answer == "teal"
@@ -199,7 +205,10 @@ def run_right(world: World, programs: Sequence[tuple[str, tuple[str, ...]]]) -> 
 
 ROWS = [("red", "blue", "green"), ("blue", "blue", "red", "red"), ("green", "red", "red", "red", "blue"), ("red", "green", "green", "blue")]
 KNOWN = [HOW_MANY.format(word="red"), MORE_THAN.format(word="red", other="blue"), IS_THERE.format(word="green")]
-UNSEEN = [COMPARE, "BOX0=LOC(image=IMAGE,object='blue')\nIMAGE0=CROP(image=IMAGE,box=BOX0)\nA=VQA(image=IMAGE0,question='Is it red?')\nR=RESULT(var=A)"]
+UNSEEN = [
+    COMPARE,
+    "BOX0=LOC(image=IMAGE,object='blue')\nIMAGE0=CROP(image=IMAGE,box=BOX0)\nA=VQA(image=IMAGE0,question='Is it red?')\nR=RESULT(var=A)",
+]
 
 
 def inject_all(world: World, culprit: str, *, wrong_confidence: tuple[float, float] | None = (0.2, 0.7)) -> list[FaultyCase]:
@@ -251,7 +260,10 @@ def test_measured_blame_beats_its_parts_and_is_counted_by_group(world: World) ->
     assert both["all"].kind > confidence["all"].kind, "re-runs tell wrong programs from wrong steps"  # type: ignore[attr-defined]
     assert both["all"].step > repairs["all"].step, "confidence tells steps apart that both could be wrong"  # type: ignore[attr-defined]
     assert both["all"].unreadable == 0 and both["all"].cases == both["known"].cases + both["unseen"].cases  # type: ignore[attr-defined]
-    scores = measure_blame(cases, lambda given: [Critique(id="c", trace_id=case.trace.id, grain="global", culprit="nothing", status="unreadable") for case in given])
+    scores = measure_blame(
+        cases,
+        lambda given: [Critique(id="c", trace_id=case.trace.id, grain="global", culprit="nothing", status="unreadable") for case in given],
+    )
     assert (scores["all"].kind, scores["all"].step, scores["all"].unreadable) == (0.0, 0.0, 1.0)
 
 
@@ -259,7 +271,8 @@ def _blur(entry: FaultyCase, draw: random.Random) -> FaultyCase:
     """The right steps with confidences of 0.6 to 0.99."""
     execution, wrong = entry.case.execution, entry.truth.step if entry.truth.culprit == "tool" else 0
     steps = tuple(
-        step if step.confidence is None or step.step == wrong else replace(step, confidence=draw.uniform(0.6, 0.99)) for step in execution.steps
+        step if step.confidence is None or step.step == wrong else replace(step, confidence=draw.uniform(0.6, 0.99))
+        for step in execution.steps
     )
     return replace(entry, case=replace(entry.case, execution=replace(execution, steps=steps)))
 

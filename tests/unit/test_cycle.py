@@ -168,7 +168,9 @@ def test_an_interrupted_run_gets_the_interrupt_critique_first(world: World) -> N
     pools = make_seed_pools("How many red cells are there?")
     entry = replace(pools.demonstrations.entries[0], program="BOX0=LOC(image=PICTURE,object='red')\nFINAL_RESULT=RESULT(var=BOX0)")
     critic = ScriptedCritic({("b", "interrupt"): ("program", 1)})
-    world.planner.repairs = {"How many {word} cells are there?": "BOX0=LOC(image=IMAGE,object='{word}')\nA=COUNT(box=BOX0)\nR=RESULT(var=A)"}
+    world.planner.repairs = {
+        "How many {word} cells are there?": "BOX0=LOC(image=IMAGE,object='{word}')\nA=COUNT(box=BOX0)\nR=RESULT(var=A)"
+    }
     result = run(world, [broken], critic, pools=Pools(demonstrations=type(pools.demonstrations)((entry,))))
     assert critic.asked == [("b", "interrupt", 1)]
     assert states(result) == [("program_demonstration", "kept", True)]

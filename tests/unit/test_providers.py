@@ -39,7 +39,14 @@ def make_lvis(**changes: Any) -> dict[str, Any]:
     """Four pictures of 20x10: cats, dogs (both animals), and a traffic light; picture 4 is known to hold no cat."""
     content: dict[str, Any] = {
         "images": [
-            {"id": number, "width": 20, "height": 10, "file_name": f"p{number}.png", "license": 1, "neg_category_ids": [1] if number == 4 else []}
+            {
+                "id": number,
+                "width": 20,
+                "height": 10,
+                "file_name": f"p{number}.png",
+                "license": 1,
+                "neg_category_ids": [1] if number == 4 else [],
+            }
             for number in (1, 2, 3, 4)
         ],
         "annotations": [
@@ -70,7 +77,10 @@ def lvis(tmp_path: Path) -> Path:
 
 def test_categories_are_found_by_name_synonym_and_plural(lvis: Path) -> None:
     found = read_lvis(lvis)
-    names = {word: category.id if (category := found.find_category(word)) else None for word in ("Kitty", "cats", "traffic light", "stoplights", "bird")}
+    names = {
+        word: category.id if (category := found.find_category(word)) else None
+        for word in ("Kitty", "cats", "traffic light", "stoplights", "bird")
+    }
     assert names == {"Kitty": 1, "cats": 1, "traffic light": 3, "stoplights": 3, "bird": None}
     assert normalize_name("Traffic_light_(signal)") == "traffic light"
 
@@ -115,7 +125,9 @@ def test_broken_annotation_files_are_refused_with_the_place(lvis: Path, change: 
 
 
 def test_lvis_pictures_by_their_address(lvis: Path) -> None:
-    images = [{"id": number, "width": 20, "height": 10, "coco_url": f"http://images.example/val2017/{number:04d}.jpg"} for number in (1, 2, 3, 4)]
+    images = [
+        {"id": number, "width": 20, "height": 10, "coco_url": f"http://images.example/val2017/{number:04d}.jpg"} for number in (1, 2, 3, 4)
+    ]
     lvis.write_text(json.dumps(make_lvis(images=images)))
     assert read_lvis(lvis).pictures[2].path == "val2017/0002.jpg"
     lvis.write_text("[]")
@@ -208,7 +220,13 @@ class Server(ThreadingHTTPServer):
 
     def name(self, query: str, *paths: str, licence: str | None = "by") -> None:
         self.hits[query] = [
-            {"url": f"{self.base}{path}", "foreign_landing_url": f"{self.base}/page{path}", "license": licence, "license_version": "4.0", "creator": "Ann"}
+            {
+                "url": f"{self.base}{path}",
+                "foreign_landing_url": f"{self.base}/page{path}",
+                "license": licence,
+                "license_version": "4.0",
+                "creator": "Ann",
+            }
             for path in paths
         ]
 

@@ -160,7 +160,14 @@ def test_global_critique_sees_everything_and_blames_by_the_tree(world: World) ->
     assert (critique.status, critique.grain, critique.trace_id, critique.author) == ("ok", "global", case.trace.id, "llm:scripted")
     [request] = chat.requests
     text = request.messages[0].text
-    for part in ("How many teal cells", "3 cells", "The correct answer should be 2.", "Step2 Locate teal.", "object='teal'", "BOX0 is empty"):
+    for part in (
+        "How many teal cells",
+        "3 cells",
+        "The correct answer should be 2.",
+        "Step2 Locate teal.",
+        "object='teal'",
+        "BOX0 is empty",
+    ):
         assert part in text, part
     assert "Our wrong result: 0" in text
 
@@ -286,5 +293,3 @@ def test_negatives_named_by_a_model_never_hold_the_concept() -> None:
     name = ChatNegatives(model=chat, prompts=PROMPTS, sampling=SAMPLING)
     assert name("teal", "color", 2) == ("green", "blue")
     assert ChatNegatives(model=answer(broken(), broken()), prompts=PROMPTS, sampling=SAMPLING)("teal", "", 2) == ()
-
-

@@ -201,7 +201,9 @@ def _other_answers(found: str, case: Case, statement: Statement) -> Iterable[Val
             for _, value in later.arguments:
                 if isinstance(value, Constant) and isinstance(value.value, str):
                     words += [next(filter(None, found), "") for found in _COMPARED.findall(value.value)]
-    words += [executed.value for executed in case.execution.steps if isinstance(executed.value, str) and executed.statement.tool == statement.tool]
+    words += [
+        executed.value for executed in case.execution.steps if isinstance(executed.value, str) and executed.statement.tool == statement.tool
+    ]
     words.append(SOME_OTHER_ANSWER)
     own = {normalize_answer(found), "yes", "no", "true", "false", ""}
     return [word for word in dict.fromkeys(words) if normalize_answer(word) not in own]
