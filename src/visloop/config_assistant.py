@@ -141,12 +141,20 @@ class PlannerConfig:
 
 @dataclass
 class ReflectionConfig:
-    """Reflection (CLOVA 3.3). ``critic`` writes the critiques; the switches are those of the ablations."""
+    """Reflection (CLOVA 3.3). ``critic`` writes the critiques; the switches are those of the ablations. ``max_tries``: how often a prompt
+    is asked until its reply can be read; ``temperature``, ``top_p`` and ``max_new_tokens`` are the LLM's. ``candidates``: other results
+    that blame tries per step; ``doubt``: confidence, 0-1, below which a step is wrong by itself."""
 
     critic: CriticChoice = CriticChoice.blame
     use_global: bool = True
     use_local: bool = True
     max_unreadable_rate: float = 0.2
+    max_tries: int = 2
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    candidates: int = 8
+    doubt: float = 0.6
 
 
 @dataclass
