@@ -19,7 +19,7 @@ from visloop.config_assistant import PromptTuning
 from visloop.errors import TrainingError
 from visloop.tools.prompt_pool import Floats, LearnedPrompt, rank_prompts
 
-_PATIENCE, _GAIN = 20, 1e-3
+PATIENCE, _GAIN = 20, 1e-3
 """Tuning stops when the loss did not fall by this share of itself for so many steps."""
 
 
@@ -53,7 +53,7 @@ def attach_tokens(encoder: nn.Module, prompt: Tensor | None) -> Iterator[None]:
 
 
 @contextmanager
-def attach_deep_tokens(encoder: nn.Module, prompts: Tensor | None) -> Iterator[None]:
+def attach_deep_tokens(encoder: Any, prompts: Tensor | None) -> Iterator[None]:
     """Deep prompts (layers, tokens, width) of a CLIP vision encoder (CLOVA 3.4, SELECT and CLASSIFY).
 
     The first layer gets them appended to its tokens, the following ones get their places overwritten with their own; what leaves
@@ -170,11 +170,13 @@ def optimize_prompt(
     optimizer: Callable[..., torch.optim.Optimizer],
     fits: Callable[[Tensor], bool] | None = None,
     check_every: int = 10,
+    patience: int = PATIENCE,
 ) -> TunedPrompt:
     """Train one prompt; the model behind ``loss_of(prompt, step)`` stays frozen.
 
-    Stops after ``tuning.steps``, when the loss is flat, or as soon as ``fits`` says that the training pictures come out right
-    (looked at every ``check_every`` steps). Returns the values with the lowest loss, or those that fit.
+    Stops after ``tuning.steps``, when the loss has been flat for ``patience`` steps, or as soon as ``fits`` says that the training
+    pictures come out right (looked at every ``check_every`` steps). Returns the values with the lowest loss, or those that fit; where
+    patience is as long as the training, which is for losses that differ by what is drawn, the last values.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -195,16 +197,19 @@ def optimize_prompt(
         waited = 0 if value < lowest - _GAIN * abs(lowest if math.isfinite(lowest) else 1.0) else waited + 1
         if value < lowest:
             best, lowest = prompt.detach().clone(), value
-        if waited >= _PATIENCE:
+        if waited >= patience:
             break
         stepper.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if tuning.gradient_clip:
             clip_grad_norm_([prompt], tuning.gradient_clip)
         stepper.step()
         if fits is not None and (step + 1) % check_every == 0 and fits(prompt.detach()):
             best = prompt.detach().clone()
             break
+    else:
+        if patience >= tuning.steps:
+            best = prompt.detach().clone()
     return TunedPrompt(prompt=best, losses=tuple(losses))
 
 
@@ -221,17 +226,17 @@ def to_numpy(tensor: Tensor) -> Floats:
 
 
 def blend_prompts(
-    prompts: Sequence[LearnedPrompt], feature: Floats, *, tuning: PromptTuning, device: torch.device
+    prompts: Sequence[LearnedPrompt], feature: Floats, *, tuning: PromptTuning, device: torch.device, scale: float = 1.0
 ) -> tuple[Tensor, tuple[str, ...]] | None:
     """The softmax-weighted mean of the prompts most like ``feature`` (CLOVA 3.4, prompt ensemble), with their ids; None without any.
 
     Similarity is the cosine; ``tuning.ensemble`` prompts take part, those under ``tuning.min_similarity`` do not, and the softmax is
-    taken at ``tuning.temperature``.
+    taken of the similarities times ``scale`` at ``tuning.temperature``.
     """
     ranked = [pair for pair in rank_prompts(prompts, feature, most=tuning.ensemble) if pair[1] >= tuning.min_similarity]
     if not ranked:
         return None
-    weights = np.exp((np.array([pair[1] for pair in ranked]) - ranked[0][1]) / tuning.temperature)
+    weights = np.exp(scale * (np.array([pair[1] for pair in ranked]) - ranked[0][1]) / tuning.temperature)
     return mix_prompts([pair[0] for pair in ranked], weights, device=device)
 
 

@@ -162,7 +162,7 @@ def find_asked(pool: PromptPool, owner: str, text: str) -> tuple[LearnedPrompt, 
     return tuple(prompt for concept in concepts[:-1] for prompt in pool.find_prompts(owner, concept))
 
 
-_EMPTY_WORDS = frozenset("a an the of in on at to and or with is are".split())
+_EMPTY_WORDS = frozenset(["a", "an", "the", "of", "in", "on", "at", "to", "and", "or", "with", "is", "are"])
 
 
 def _make_prompt(
