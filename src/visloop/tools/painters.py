@@ -203,9 +203,7 @@ class Painter:
             texts = [TEMPLATES[index] for index in torch.randint(len(TEMPLATES), (len(rows),), generator=draw).tolist()]
             return self._denoise(latents[rows.to(latents.device)], self._encode(texts, word, concept), draw)
 
-        tuned = optimize_prompt(
-            self._start_word(concept), lose, tuning=self._tuning, optimizer=torch.optim.AdamW, patience=self._tuning.steps
-        )
+        tuned = optimize_prompt(self._start_word(concept), lose, tuning=self._tuning, optimizer=torch.optim.AdamW, noisy=True)
         feature = to_numpy(latents.float().mean(dim=(0, 2, 3)))
         fits = [self._explains(image, concept, tuned.prompt, concept) for image in images]
         return Learned(prompt=to_numpy(tuned.prompt), feature=feature, train_accuracy=_mean(fits))

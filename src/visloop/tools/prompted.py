@@ -170,13 +170,13 @@ def optimize_prompt(
     optimizer: Callable[..., torch.optim.Optimizer],
     fits: Callable[[Tensor], bool] | None = None,
     check_every: int = 10,
-    patience: int = PATIENCE,
+    noisy: bool = False,
 ) -> TunedPrompt:
     """Train one prompt; the model behind ``loss_of(prompt, step)`` stays frozen.
 
-    Stops after ``tuning.steps``, when the loss has been flat for ``patience`` steps, or as soon as ``fits`` says that the training
-    pictures come out right (looked at every ``check_every`` steps). Returns the values with the lowest loss, or those that fit; where
-    patience is as long as the training, which is for losses that differ by what is drawn, the last values.
+    Stops after ``tuning.steps``, when the loss is flat, or as soon as ``fits`` says that the training pictures come out right (looked
+    at every ``check_every`` steps). Returns the values with the lowest loss, or those that fit. A ``noisy`` loss, which differs by
+    what is drawn for a step, says neither: then all steps are taken, and the last values are returned.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -197,7 +197,7 @@ def optimize_prompt(
         waited = 0 if value < lowest - _GAIN * abs(lowest if math.isfinite(lowest) else 1.0) else waited + 1
         if value < lowest:
             best, lowest = prompt.detach().clone(), value
-        if waited >= patience:
+        if waited >= PATIENCE and not noisy:
             break
         stepper.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -208,7 +208,7 @@ def optimize_prompt(
             best = prompt.detach().clone()
             break
     else:
-        if patience >= tuning.steps:
+        if noisy:
             best = prompt.detach().clone()
     return TunedPrompt(prompt=best, losses=tuple(losses))
 

@@ -79,9 +79,14 @@ class Segmenter:
                 asked[index] = (image.convert("RGB"), _list_phrases(call))
             else:
                 results[index] = ToolResult(value=None, error=f"SEG needs a picture; got {image!r}")
-        for batch in split_batches(len(asked), self.config.segmenter.batch_size):
-            chosen = [list(asked)[at] for at in batch]
-            results |= zip(chosen, self._segment([asked[index] for index in chosen]), strict=True)
+        # Pictures of one size share a batch: padding would change what the model sees of the smaller ones.
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for index, (image, _) in asked.items():
+            sizes.setdefault(image.size, []).append(index)
+        for group in sizes.values():
+            for batch in split_batches(len(group), self.config.segmenter.batch_size):
+                chosen = [group[at] for at in batch]
+                results |= zip(chosen, self._segment([asked[index] for index in chosen]), strict=True)
         return [results[index] for index in range(len(calls))]
 
     def tune(self, concept: str, *, instances: Sequence[Instance], replay: Sequence[Instance], seed: int, cycle: int) -> TuningReport:
@@ -157,7 +162,7 @@ class Segmenter:
         first = start_mask_prompt(self._model, spread=self._tuning.init_std, seed=seed).to(self.mounted.device)
         tuned = optimize_prompt(
             first,
-            lambda prompt, step: self._model.lose(batches[step % len(batches)], prompt, seed=(seed + step) % 2**63),
+            lambda prompt, step: self._model.lose(batches[step % len(batches)], prompt, seed=seed % 2**63),
             tuning=self._tuning,
             optimizer=torch.optim.AdamW,
             fits=lambda prompt: accuracy(prompt) == 1.0,
