@@ -120,11 +120,11 @@ def test_a_batch_is_answered_in_order_and_a_bad_call_is_its_own_error(name, fold
     calls = [make_call(tool, name, index=index, size=(SIDE + 8 * index, SIDE)) for index in range(3)]
     calls.insert(1, ToolCall(tool=tool.owner, arguments={"image": "no picture", "object": "star", "question": "what ?", "prompt": "star"}))
     together = tool.run(calls)
-    assert [result.error is None for result in together] == [True, False, True, True] or name == "blip"
+    assert [result.error is None for result in together] == [True, False, True, True]
     assert "no picture" in together[1].error and together[1].value is None
     for call, result in zip(calls, together, strict=True):
         alone = tool.run([call])[0]
-        if name == "blip":  # a random model's answer may be empty, which is an error in words
+        if name == "blip":
             assert alone.value == result.value
         elif name == "inpainting":
             assert np.abs(np.asarray(alone.value or 0, int) - np.asarray(result.value or 0, int)).max() <= 1
@@ -294,3 +294,30 @@ def test_anchors_are_zero_prompts_of_questions_that_were_right(folders, data):
     anchors = report.pool.find_prompts("VQA", ANCHORS)
     assert [anchor.entry.instance_ids for anchor in anchors] == [(right.id,)]
     assert not anchors[0].prompt.any() and anchors[0].feature.any()
+
+
+def test_an_answer_is_learned_and_kept_where_it_holds_on_other_pictures_and_refused_where_it_does_not(folders, data):
+    tuning = replace(TUNING, steps=100, learning_rate=0.2, min_validation=0.9, max_base_drop=0.05, label_smoothing=0.1)
+    tool = make_answerer(replace(make_config("blip", folders("trained_blip")), tuning=tuning), PromptPool(), root=data)
+    made = make_instances(data, "VQA")
+    instances, replay = ([replace(item, question="what color is the thing ?", target=item.label) for item in group] for group in made)
+
+    def ask(pool: PromptPool) -> list[object]:
+        return [result.value for result in tool._run_instances([*instances, *replay], pool=pool)]
+
+    colors = ["red", "red", "blue", "blue"]
+    assert ask(PromptPool()) == ["red"] * 8 + colors, "the model has never seen the colour of a star"
+    learned = tool.tune("star", instances=instances, replay=replay, seed=0, cycle=1)
+    assert learned.kept and learned.pool.find_prompts("VQA", ANCHORS)
+    assert (learned.validation_before, learned.validation_after, learned.base_before, learned.base_after) == (0.0, 1.0, 1.0, 1.0)
+    assert ask(learned.pool) == ["star"] * 8 + colors
+
+    elsewhere = [replace(item, target="circle") if item.split == "validation" else item for item in instances]
+    memorized = tool.tune("star", instances=elsewhere, replay=replay, seed=0, cycle=1)
+    assert (memorized.kept, memorized.refused, memorized.pool.prompts) == ((), 2, ())
+    assert "best 0.00 of 3 validation instances" in memorized.reason
+
+    # Pictures like those of the concept had another right answer before: to learn the concept is to forget them.
+    known = [replace(item, id=f"known-{item.id}", target="red") for item in instances if item.split == "validation" and item.positive]
+    harmful = tool.tune("star", instances=instances, replay=[*replay, *known], seed=0, cycle=1)
+    assert (harmful.kept, harmful.refused, harmful.base_after) == ((), 2, harmful.base_before)

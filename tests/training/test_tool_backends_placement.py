@@ -341,12 +341,15 @@ def test_a_deep_prompt_learns_its_pictures(clip):
     texts = processor.tokenizer(list(phrase_pair("star")), padding=True, return_tensors="pt")
     with torch.no_grad():
         words = normalize(model.get_text_features(**texts).pooler_output, dim=-1)
-    pixels = make_pixels(6)
-    tuning = PromptTuning(tokens=4, layers=3, steps=30, learning_rate=0.1, weight_decay=1e-3, init_std=0.02, decay_every=10)
+    pixels = 0.3 * make_pixels(6) + 2 * torch.randn(6, 3, 1, 1, generator=torch.Generator().manual_seed(1))
+    plain = encode_pixels(model, pixels, None) @ words[0]
+    pixels = pixels[plain.argsort()]  # the concept's picture is the last of all in the plain model's eyes
+    tuning = PromptTuning(tokens=4, layers=3, steps=60, learning_rate=0.05, weight_decay=1e-3, init_std=1.0)
     tuned = learn_deep_prompt(model, positives=pixels[:1], negatives=pixels[1:], texts=words, tuning=tuning, seed=0)
     assert tuned.prompt.shape == (12, 16)
     near = encode_pixels(model, pixels, tuned.prompt.reshape(3, 4, 16)) @ words[0]
-    assert float(near[0]) > float(near[1:].max()) or min(tuned.losses) < tuned.losses[0]
+    assert len(tuned.losses) > 1 and min(tuned.losses) < tuned.losses[0]
+    assert float(near[0]) > float(near[1:].max()), "training stops when the concept's picture ranks first"
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -378,7 +381,7 @@ def test_a_picture_that_validates_or_is_replayed_is_never_learned_from(tmp_path)
     assert not learned & {item.image for item in (*shares.positives, *shares.base)}
     assert {item.split for picture in shares.pictures for item in picture} == {"train"}
     assert [item.label for item in shares.base] == ["red", "blue", "blue"]
-    assert shares == share_instances([*leaked, *reversed(instances)], replay=replay, tuning=TUNING, seed=1) or shares.negatives
+    assert shares.pictures == share_instances([*leaked, *reversed(instances)], replay=replay, tuning=TUNING, seed=1).pictures
 
 
 def test_phrases_give_words_and_the_phrase():

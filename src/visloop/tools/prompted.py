@@ -184,7 +184,7 @@ def optimize_prompt(
     prompt = start.clone().requires_grad_(True)
     stepper = optimizer([prompt], lr=tuning.learning_rate, weight_decay=tuning.weight_decay)
     losses: list[float] = []
-    best, lowest, waited = prompt.detach().clone(), math.inf, 0
+    best, lowest, mark, waited = prompt.detach().clone(), math.inf, math.inf, 0
     for step in range(tuning.steps):
         if tuning.decay_every and step and step % tuning.decay_every == 0:
             for group in stepper.param_groups:
@@ -194,7 +194,9 @@ def optimize_prompt(
         if not math.isfinite(value):
             raise TrainingError(f"tuning a prompt: the loss is {value} at step {step}; a lower learning_rate than {tuning.learning_rate}?")
         losses.append(value)
-        waited = 0 if value < lowest - _GAIN * abs(lowest if math.isfinite(lowest) else 1.0) else waited + 1
+        # Against the last clear gain, not the last step: a slow steady fall is no standstill.
+        gained = not math.isfinite(mark) or value < mark - _GAIN * abs(mark)
+        mark, waited = (value, 0) if gained else (mark, waited + 1)
         if value < lowest:
             best, lowest = prompt.detach().clone(), value
         if waited >= PATIENCE and not noisy:
