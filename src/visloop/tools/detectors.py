@@ -64,6 +64,11 @@ def phrase_query(name: str) -> str:
     return f"a photo of a {name}"
 
 
+def list_boxes(result: ToolResult) -> Boxes:
+    """The boxes of a result; none where it is an error."""
+    return tuple(entry for entry in result.value if isinstance(entry, Box)) if isinstance(result.value, tuple) else ()
+
+
 def suppress_overlaps(boxes: Sequence[Box], *, overlap: float) -> Boxes:
     """Boxes from the best downwards, without those that share more than ``overlap`` (IoU) with a better one."""
     kept: list[Box] = []
@@ -250,7 +255,7 @@ class Detector:
         pictures = {name: open_picture(self.root, name) for name, _ in asked}
         calls = [ToolCall(tool="LOC", arguments={"image": pictures[image], "object": name}) for image, name in asked]
         results = self.with_pool(pool).run(calls)
-        return [tuple(box for box in (result.value or ()) if isinstance(box, Box)) for result in results]  # type: ignore[union-attr]
+        return [list_boxes(result) for result in results]
 
     def _draw_names(self, concept: str, items: Sequence[Instance], *, seed: int) -> list[str]:
         """The concept, other names that the instances mention, and the empty text."""
