@@ -216,7 +216,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptEntry:
-    """One learned prompt of one tool and concept. Its tensors (``<id>.feature`` (d,) and ``<id>.prompt`` (tokens, width)) lie in the
+    """One learned prompt of one tool and concept. ``group`` is the kind of word it competes with (shape, colour). Its tensors (``<id>.feature`` (d,) and ``<id>.prompt`` (tokens, width)) lie in the
     pool's safetensors file; ``base_accuracy`` is the tool's accuracy on the replay set with this prompt in the pool."""
 
     id: str
@@ -230,6 +230,7 @@ class PromptEntry:
     base_accuracy: float
     base_accuracy_before: float
     cycle: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
