@@ -29,6 +29,8 @@ CONTRACT: dict[str, set[str]] = {
 """What the callers pass to each template. A style may leave a value unused, but uses none that is not passed."""
 ONLY_COMPACT = {"describe": set(), "ground": {"step"}}
 """Templates for training the embedded base, which general models have no use for."""
+ONLY_FULL = {"list": {"query", "most"}}
+"""Templates for general models alone: the embedded ones have no general knowledge."""
 
 STEPS = (
     ReasoningStep(summary="find red circle", reasoning="x1 y2", action="continue"),
@@ -43,11 +45,13 @@ VALUES = {
     "min_steps": 2,
     "max_steps": 16,
     "step": "find red circle",
+    "query": "founders of Apple",
+    "most": 3,
 }
 
 
 def contract_of(style: str) -> dict[str, set[str]]:
-    return CONTRACT | ONLY_COMPACT if style == "compact" else CONTRACT
+    return CONTRACT | (ONLY_COMPACT if style == "compact" else ONLY_FULL)
 
 
 CASES = [(style, name) for style in STYLES for name in contract_of(style)]
@@ -65,7 +69,7 @@ def test_prompt_is_as_recorded(style: str, name: str) -> None:
 
 def test_every_snapshot_belongs_to_a_prompt() -> None:
     assert {path.stem for path in GOLDEN.glob("*.txt")} == {f"{style}__{name}" for style, name in CASES}
-    assert len(CASES) == 22
+    assert len(CASES) == 23
 
 
 @pytest.mark.parametrize("style", STYLES)
