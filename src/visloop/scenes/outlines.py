@@ -63,9 +63,19 @@ OUTLINES: dict[str, tuple[Polygon, ...]] = {
     "pillar": (_box(-0.4, -1.0, 0.4, 1.0),),
     "pentagon": (_regular(5),),
     "semicircle": (_semicircle(),),
-    "heart": (_lobe(-0.46, radius=0.48), _lobe(0.46, radius=0.48), ((-0.87, -0.12), (-0.46, -0.5), (0.46, -0.5), (0.87, -0.12), (0.0, 0.98))),
+    "heart": (
+        _lobe(-0.46, radius=0.48),
+        _lobe(0.46, radius=0.48),
+        ((-0.87, -0.12), (-0.46, -0.5), (0.46, -0.5), (0.87, -0.12), (0.0, 0.98)),
+    ),
     "arrow": (((-0.1, -0.9), (1.0, 0.0), (-0.1, 0.9)), _box(-1.0, -0.36, 0.1, 0.36)),
 }
+
+
+def measure_outline(outline: str) -> tuple[float, float, float, float]:
+    """How far an outline reaches left, up, right and down of its centre, in radii."""
+    corners = [corner for part in OUTLINES[outline] for corner in part]
+    return -min(x for x, _ in corners), -min(y for _, y in corners), max(x for x, _ in corners), max(y for _, y in corners)
 
 
 def _half_planes(polygon: Polygon) -> NDArray[np.float64]:

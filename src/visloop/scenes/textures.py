@@ -19,7 +19,8 @@ def _phase(offsets: Floats, period: float) -> Floats:
 
 def _ink_stripes(u: Floats, v: Floats, period: float) -> Ink:
     # A coloured band lies on the centre; bands of half a period alternate above and below it.
-    return np.floor(v / (period / 2) + 0.5).astype(int) % 2 == 1
+    inked: Ink = np.floor(v / (period / 2) + 0.5).astype(np.int64) % 2 == 1
+    return inked
 
 
 def _ink_dots(u: Floats, v: Floats, period: float) -> Ink:
@@ -29,7 +30,8 @@ def _ink_dots(u: Floats, v: Floats, period: float) -> Ink:
 
 def _ink_checks(u: Floats, v: Floats, period: float) -> Ink:
     columns, rows = np.floor(u / (period / 2) + 0.5).astype(int), np.floor(v / (period / 2) + 0.5).astype(int)
-    return (columns + rows) % 2 == 1
+    inked: Ink = (columns + rows) % 2 == 1
+    return inked
 
 
 def _ink_grid(u: Floats, v: Floats, period: float) -> Ink:
