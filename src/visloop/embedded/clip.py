@@ -27,10 +27,10 @@ class ClipRecipe:
 
     scene_crops: int = 14_000
     box_crops: int = 2_500
-    extra_crops: int = 11_000
-    extra_shapes: int = 16
-    extra_patterns: int = 24
-    extra_colors: int = 8
+    extra_crops: int = 14_000
+    extra_shapes: int = 40
+    extra_patterns: int = 32
+    extra_colors: int = 12
     steps: int = 3_000
     batch_size: int = 128
     learning_rate: float = 1.5e-3
@@ -78,9 +78,7 @@ def train_clip(model: CLIPModel, processor: CLIPProcessor, crops: CropSet, *, re
         rows = torch.randint(len(crops), (recipe.batch_size,), generator=draw)
         chosen = labels[rows]
         said = [sorted(rng.sample(range(len(GROUPS)), rng.choice(recipe.caption_lengths))) for _ in range(len(rows))]
-        captions = [
-            " ".join(vocabulary[GROUPS[place]][int(chosen[row, place])] for place in places) for row, places in enumerate(said)
-        ]
+        captions = [" ".join(vocabulary[GROUPS[place]][int(chosen[row, place])] for place in places) for row, places in enumerate(said)]
         images = F.normalize(model.get_image_features(pixels[rows]).pooler_output, dim=-1)
         texts = F.normalize(model.get_text_features(**_tokenize(processor, captions)).pooler_output, dim=-1)
         words = F.normalize(model.get_text_features(**singles).pooler_output, dim=-1)

@@ -216,8 +216,9 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptEntry:
-    """One learned prompt of one tool and concept. ``group`` is the kind of word it competes with (shape, colour). Its tensors (``<id>.feature`` (d,) and ``<id>.prompt`` (tokens, width)) lie in the
-    pool's safetensors file; ``base_accuracy`` is the tool's accuracy on the replay set with this prompt in the pool."""
+    """One learned prompt of one tool and concept. Its tensors (``<id>.feature`` (d,) and ``<id>.prompt`` (tokens, width)) lie in the
+    pool's safetensors file; ``base_accuracy`` is the tool's accuracy on the replay set with this prompt in the pool; ``group`` is the
+    kind of word that the concept competes with (shape, colour)."""
 
     id: str
     tool: str

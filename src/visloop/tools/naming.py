@@ -4,7 +4,7 @@ A learned concept's prompt is the combination of its stored prompts, P = sum_j w
 the stored features and the picture's: once per picture, for the crop that is most like what the prompts were learned from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,12 +58,12 @@ class PromptBank:
 
     @cached_property
     def groups(self) -> dict[str, str]:
-        """The group of every concept that prompts were learned for; empty text where it has none."""
-        found = {}
-        for concept in self.pool.list_concepts(self.owner):
-            group = self.pool.find_prompts(self.owner, concept)[0].entry.group
-            found[concept] = self.vocabulary.group_of.get(concept) or self.vocabulary.name_group(group)
-        return found
+        """The group of every concept that prompts were learned for; empty text where the vocabulary has no such group: such a concept
+        competes with every known word."""
+        return {
+            concept: find_group(concept, self.pool.find_prompts(self.owner, concept)[0].entry.group, self.vocabulary)
+            for concept in self.pool.list_concepts(self.owner)
+        }
 
     def choose_prompts(self, concept: str, features: Tensor) -> list[tuple[LearnedPrompt, float]]:
         """The prompts of a concept with their weights for a picture whose crops have ``features`` (n, d)."""
@@ -82,6 +82,12 @@ class PromptBank:
             with torch.no_grad():
                 self._features.update(zip(group, self.encoder.encode_prompted(texts, prompts).cpu(), strict=True))
         return torch.stack([self._features[key] for key in keys]) if keys else torch.zeros(0, self.encoder.feature_width)
+
+
+def find_group(concept: str, given: str, vocabulary: Vocabulary) -> str:
+    """The vocabulary's group of a concept that is filed under ``given`` elsewhere; empty text if it has none."""
+    named = vocabulary.name_group(given)
+    return vocabulary.group_of.get(concept) or (named if named in vocabulary.groups else "")
 
 
 def weigh_prompts(prompts: Sequence[LearnedPrompt], features: Tensor, *, tuning: PromptTuning) -> list[tuple[LearnedPrompt, float]]:
@@ -151,9 +157,9 @@ class View:
         unknown = tuple(sense.word for sense in senses if sense.word not in self.bank.groups and sense.group is None)
         return Scored(total, self.list_prompts(sense.word for sense in senses), unknown)
 
-    def list_prompts(self, words: object) -> tuple[str, ...]:
+    def list_prompts(self, words: Iterable[str]) -> tuple[str, ...]:
         """The ids of the prompts that stand for these words in this picture."""
-        return tuple(prompt.entry.id for word in words if word in self._chosen for prompt, _ in self._chosen[word])  # type: ignore[attr-defined]
+        return tuple(prompt.entry.id for word in words if word in self._chosen for prompt, _ in self._chosen[word])
 
     def _score_alternative(self, part: Alternative, rivals: Sequence[str]) -> Scores:
         wanted = self._multiply(part.wanted, part.sizes, rivals)

@@ -54,7 +54,9 @@ def read_query(text: str, *, vocabulary: Vocabulary, learned: Mapping[str, str] 
             refused = [sense.word for sense in senses if sense.word in vocabulary.refused]
             if refused:
                 raise ToolError(f"query {text!r}: {refused[0]!r} is no property of a region; a place needs a tool of its own")
-            superlative = next((vocabulary.superlatives[sense.word] for sense in senses if sense.word in vocabulary.superlatives), superlative)
+            superlative = next(
+                (vocabulary.superlatives[sense.word] for sense in senses if sense.word in vocabulary.superlatives), superlative
+            )
             sizes = tuple(sense.word for sense in senses if sense.word in vocabulary.sizes)
             kept = tuple(sense for sense in senses if sense.word not in vocabulary.sizes and sense.word not in vocabulary.superlatives)
             sides.append((kept, sizes))
@@ -63,7 +65,7 @@ def read_query(text: str, *, vocabulary: Vocabulary, learned: Mapping[str, str] 
 
 
 def _share_noun(alternatives: tuple[Alternative, ...], vocabulary: Vocabulary) -> tuple[Alternative, ...]:
-    """"red or blue square" means squares in both: a last word of the last group is shared with alternatives that have none."""
+    """ "red or blue square" means squares in both: a last word of the last group is shared with alternatives that have none."""
     noun_group = list(vocabulary.groups)[-1] if vocabulary.groups else None
     last = alternatives[-1].wanted
     if len(alternatives) < 2 or not last or last[-1].group != noun_group:

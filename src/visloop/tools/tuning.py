@@ -156,9 +156,7 @@ def learn_prompts(
     return _agree(problem, passed, learned=learned, before=before, floor=floor, config=config)
 
 
-def _fill(
-    entry: PromptEntry, ids: tuple[str, ...], train: float, found: Accuracies, before: Accuracies, seed: int
-) -> PromptEntry:
+def _fill(entry: PromptEntry, ids: tuple[str, ...], train: float, found: Accuracies, before: Accuracies, seed: int) -> PromptEntry:
     return PromptEntry(
         id=make_id(entry.tool, entry.backend, entry.placement, entry.concept, seed, *ids),
         tool=entry.tool,
