@@ -190,6 +190,12 @@ def test_no_picture_is_ever_in_both_splits(entries: list[tuple[int, bool]], seed
     assert backwards[::-1] == split, "the order of the instances does not matter"
 
 
+def test_the_share_of_validation_pictures() -> None:
+    instances = [make_instance(str(number), str(number), positive=number < 40) for number in range(60)]
+    split = split_instances(instances, validation_share=0.35, seed=0)
+    assert [sum(entry.positive is positive and entry.split == "validation" for entry in split) for positive in (True, False)] == [14, 7]
+
+
 def test_leaks_and_unnamed_pictures_are_refused() -> None:
     one, other = make_instance("1", "x"), make_instance("2", "x")
     with pytest.raises(DataError, match="in train and in validation"):
