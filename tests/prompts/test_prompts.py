@@ -40,7 +40,6 @@ CONTRACT: dict[str, set[str]] = {
 """What the callers pass to each template. A style may leave a value unused, but uses none that is not passed."""
 ONLY_COMPACT = {"describe": set(), "ground": {"step"}}
 """Templates for training the embedded base, which general models have no use for."""
-
 _CASE = {"instruction", "pictures", "feedback", "result", "plan", "program", "steps", "checked", "error", "error_step", "tools", "earlier"}
 ONLY_FULL = {
     "reflect_interrupt": _CASE,
@@ -48,8 +47,9 @@ ONLY_FULL = {
     "reflect_local": _CASE,
     "infer_answer": {"instruction", "pictures", "feedback", "steps", "wrong_step", "reason"},
     "negatives": {"concept", "group", "most"},
+    "list": {"query", "most"},
 }
-"""Templates of the critic, which the embedded default does without."""
+"""Templates for general models alone: the critic's, which the embedded default does without, and LIST's."""
 
 STEPS = (
     ReasoningStep(summary="find red circle", reasoning="x1 y2", action="continue"),
@@ -73,6 +73,8 @@ VALUES = {
     "min_steps": 2,
     "max_steps": 16,
     "step": "find red circle",
+    "query": "founders of Apple",
+    "most": 3,
     "task_kind": "vqa",
     "inputs": ("IMAGE",),
     "demonstrations": [SHOWN],
@@ -125,7 +127,7 @@ def test_prompt_is_as_recorded(style: str, name: str) -> None:
 
 def test_every_snapshot_belongs_to_a_prompt() -> None:
     assert {path.stem for path in GOLDEN.glob("*.txt")} == {f"{style}__{name}" for style, name in CASES}
-    assert len(CASES) == 35
+    assert len(CASES) == 36
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.unit.test_demonstrations import make
+from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.lexicon import build_lexicon, normalize_word, pluralize_word, split_words
 from visloop.assistant.retrieval import MaskedEncoder, WordEncoder, retrieve
 from visloop.errors import ConfigError
@@ -48,7 +49,15 @@ def test_plan_and_program_say_nothing_to_retrieval() -> None:
 def test_masking_lets_the_template_decide_not_the_objects() -> None:
     query = "Replace the striped bar with a teal kite and all that."
     decoy = show("How many striped bars and teal kites are there?")
-    lexicon = build_lexicon([REPLACE, decoy], vocabulary=["striped", "bar", "teal", "kite", "red", "circle", "star"])
+    lexicon = build_lexicon(
+        DemonstrationPool(
+            (
+                REPLACE,
+                decoy,
+            )
+        ),
+        vocabulary=["striped", "bar", "teal", "kite", "red", "circle", "star"],
+    )
     plain = retrieve(query, [REPLACE, decoy], encoder=WordEncoder(), most=2)
     masked = retrieve(query, [REPLACE, decoy], encoder=MaskedEncoder(WordEncoder(), lexicon), most=2)
     assert plain[-1][0] == decoy, "raw words are drawn to the same objects"
@@ -57,17 +66,33 @@ def test_masking_lets_the_template_decide_not_the_objects() -> None:
 
 def test_concept_words_come_from_vocabulary_and_concept_arguments_never_from_questions() -> None:
     ask = show("What color is the bench?", "ANSWER0=VQA(image=IMAGE,question='What color is the bench?')")
-    lexicon = build_lexicon([REPLACE, COUNT, ask])
+    lexicon = build_lexicon(
+        DemonstrationPool(
+            (
+                REPLACE,
+                COUNT,
+                ask,
+            )
+        )
+    )
     assert {norm for norm in ("red", "circle", "star", "replace", "color", "bench") if lexicon.is_sure(norm)} == {"red", "circle", "star"}
     assert lexicon.mask("Replace the red circles with two hexagons") == "replace the things with number things"
-    assert build_lexicon([ask], vocabulary=["a bench"]).mask("What color is the bench?") == "what color is the things"
+    assert build_lexicon(DemonstrationPool((ask,)), vocabulary=["a bench"]).mask("What color is the bench?") == "what color is the things"
 
 
 def test_a_learned_question_does_not_turn_its_concept_into_a_template_word() -> None:
     program = "ANSWER0=VQA(image=IMAGE,question='What color is the hexagon?')"
     seed = show("What color is the bar?", program.replace("hexagon", "bar"))
     learned = show("Kindly name the color of the hexagon", program, provenance="repaired")
-    lexicon = build_lexicon([seed, learned], vocabulary=["bar"])
+    lexicon = build_lexicon(
+        DemonstrationPool(
+            (
+                seed,
+                learned,
+            )
+        ),
+        vocabulary=["bar"],
+    )
     assert lexicon.mask("Kindly name the color of the hexagon") == "kindly name the color of the things"
 
 
@@ -105,7 +130,17 @@ def test_embeddings_are_unit_rows_and_remembered() -> None:
             calls.append(list(texts))
             return super().encode(texts)
 
-    encoder = MaskedEncoder(Counting(), build_lexicon([REPLACE, COUNT]))
+    encoder = MaskedEncoder(
+        Counting(),
+        build_lexicon(
+            DemonstrationPool(
+                (
+                    REPLACE,
+                    COUNT,
+                )
+            )
+        ),
+    )
     rows = encoder.encode(["How many stars are there?", "How many red circles are there?", "?!"])
     assert rows.dtype == np.float32
     assert np.allclose(np.linalg.norm(rows, axis=1), [1, 1, 0], atol=1e-5)

@@ -14,10 +14,16 @@ from visloop.assistant.templates import Slot, Template, slot_kind
 LONGEST_FILL = 4
 """Words per slot."""
 _KEPT = 4
-_FUNCTION_WEIGHT = 0.4
-_UNSURE_GAIN, _TEMPLATE_GAIN = 0.8, 0.3
-"""What filling a concept slot with an unknown word or with a template word counts, where a known concept counts 1."""
+_SLOT_WEIGHT = 1.0
+_UNSURE, _UNINTRODUCED, _TRAILING, _TEMPLATE = 0.6, -0.5, 0.0, 0.1
+"""What a concept slot gains by a word, where a known concept gains 1: an unknown word after a determiner or a modifier, one without,
+one after a known noun, a template word."""
+_BAG = 0.5
+"""How much of the score is words in common wherever they stand."""
+DETERMINERS = frozenset({"a", "an", "the", "any", "every", "each", "all", "many", "some", "no", "more", "both", "and", "or", "than", "of"})
 _LENGTH_PENALTY = 0.15
+_SPLIT_PENALTY = 0.6
+"""For two slots that take neighbouring words although fixed words stand between them in the template."""
 _LOST_PENALTY = 0.5
 """For a number, relation or attribute of the instruction that nothing takes up."""
 _STEM = 4
@@ -25,18 +31,16 @@ _STEM = 4
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """``fills[k]`` is the range of words (start, stop) that slot k takes; ``score`` is 0-1; ``left`` are words that nothing takes up."""
+    """``fills[k]`` is the range of words (start, stop) that slot k takes, empty for an optional one that takes none; ``score`` is 0-1."""
 
     fills: tuple[tuple[int, int], ...]
     score: float
-    left: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Partial:
     gain: float
     fills: tuple[tuple[int, int], ...] = ()
-    left: tuple[int, ...] = ()
 
 
 def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) -> list[Alignment]:
@@ -47,28 +51,67 @@ def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) 
     elements = template.elements
     row: list[list[_Partial]] = [[_Partial(0.0)]] + [[] for _ in words]
     _skip_words(row, words, lexicon)
+    apart = False
     for element in elements:
         following: list[list[_Partial]] = [[] for _ in range(len(words) + 1)]
         for place, partials in enumerate(row):
             if not partials:
                 continue
             if isinstance(element, Slot):
+                if element.optional:
+                    following[place] += [_Partial(partial.gain, (*partial.fills, (place, place))) for partial in partials]
                 for stop in range(place + 1, min(place + LONGEST_FILL, len(words)) + 1):
-                    gain = _gain_of_fill(element, words[place:stop], lexicon)
+                    gain = _gain_of_fill(element, words, place, stop, lexicon)
                     if gain is not None:
                         following[stop] += [
-                            _Partial(partial.gain + gain, (*partial.fills, (place, stop)), partial.left) for partial in partials
+                            _Partial(
+                                partial.gain + gain - (_SPLIT_PENALTY if apart and _ends_at(partial, place) else 0.0),
+                                (*partial.fills, (place, stop)),
+                            )
+                            for partial in partials
                         ]
                 continue
             following[place] += partials
-            if place < len(words) and (gain := _gain_of_match(element, words[place].norm)):
-                following[place + 1] += [_Partial(partial.gain + gain, partial.fills, partial.left) for partial in partials]
+            if place < len(words) and (gain := _gain_of_match(element, words[place].norm, lexicon)):
+                following[place + 1] += [_Partial(partial.gain + gain, partial.fills) for partial in partials]
+        apart = not isinstance(element, Slot)
         row = [_keep_best(partials) for partials in following]
         _skip_words(row, words, lexicon)
-    total = sum(_weigh_word(word.norm) for word in words) + sum(
-        len(element.norms) if isinstance(element, Slot) else _weigh_word(element) for element in elements
-    )
-    return [Alignment(partial.fills, max(0.0, 2 * partial.gain / total), partial.left) for partial in row[-1]] if total else []
+    return sorted((_score(partial, template, words, lexicon) for partial in row[-1]), key=lambda alignment: -alignment.score)
+
+
+def _score(partial: _Partial, template: Template, words: Sequence[Word], lexicon: Lexicon) -> Alignment:
+    """The alignment ratio, mixed with the share of words in common wherever they stand."""
+    weight, fixed = 0.0, list[str]()
+    for element in template.elements:
+        weight += lexicon.weigh(element) if isinstance(element, str) else _SLOT_WEIGHT
+        if isinstance(element, str):
+            fixed.append(element)
+        elif not element.is_open:
+            fixed += element.norms
+    taken: set[int] = set()
+    opened: set[int] = set()
+    for slot, (start, stop) in zip(template.slots, partial.fills, strict=True):
+        weight += _SLOT_WEIGHT if start < stop else 0.0
+        taken.update(range(start, stop))
+        opened.update(range(start, stop) if slot.is_open else ())
+    weight += sum(lexicon.weigh(word.norm) for place, word in enumerate(words) if place not in taken)
+    bag = _share_words([word.norm for place, word in enumerate(words) if place not in opened], fixed, lexicon)
+    ratio = max(0.0, 2 * partial.gain / weight) if weight else 0.0
+    return Alignment(partial.fills, (1 - _BAG) * ratio + _BAG * bag)
+
+
+def _share_words(first: Sequence[str], second: Sequence[str], lexicon: Lexicon) -> float:
+    """The weight of words that two texts share, in any order, as a ratio of the weight of both."""
+    bags = []
+    for norms in (first, second):
+        bag: dict[str, float] = {}
+        for norm in norms:
+            stem = norm[: _STEM + 1]
+            bag[stem] = max(bag.get(stem, 0.0), lexicon.weigh(norm))
+        bags.append(bag)
+    total = sum(bags[0].values()) + sum(bags[1].values())
+    return sum(bags[0][stem] + bags[1][stem] for stem in bags[0].keys() & bags[1].keys()) / total if total else 1.0
 
 
 def _skip_words(row: list[list[_Partial]], words: Sequence[Word], lexicon: Lexicon) -> None:
@@ -80,9 +123,14 @@ def _skip_words(row: list[list[_Partial]], words: Sequence[Word], lexicon: Lexic
         row[place + 1] = _keep_best(
             [
                 *row[place + 1],
-                *(_Partial(partial.gain - lost, partial.fills, (*partial.left, place)) for partial in row[place]),
+                *(_Partial(partial.gain - lost, partial.fills) for partial in row[place]),
             ]
         )
+
+
+def _ends_at(partial: _Partial, place: int) -> bool:
+    """Whether the last slot that took words took the word before ``place``."""
+    return any(start < stop == place for start, stop in partial.fills[-1:])
 
 
 def _keep_best(partials: Sequence[_Partial]) -> list[_Partial]:
@@ -93,31 +141,34 @@ def _keep_best(partials: Sequence[_Partial]) -> list[_Partial]:
     return sorted(best.values(), key=lambda partial: -partial.gain)[:_KEPT]
 
 
-def _gain_of_fill(slot: Slot, words: Sequence[Word], lexicon: Lexicon) -> float | None:
-    """What it counts that a slot takes these words; None if it cannot."""
+def _gain_of_fill(slot: Slot, words: Sequence[Word], start: int, stop: int, lexicon: Lexicon) -> float | None:
+    """What it counts that a slot takes words ``start`` to ``stop``; None if it cannot."""
+    taken = words[start:stop]
+    if tuple(word.norm for word in taken) == slot.norms:
+        return _SLOT_WEIGHT
+    kinds = [slot_kind(word.norm, lexicon=lexicon) for word in taken]
     if slot.kind != "concept":
-        fits = len(words) == 1 and slot_kind(words[0].norm, lexicon=lexicon) == slot.kind
-        return 1.0 if fits else None
-    gain = 0.0
-    for word in words:
+        return _SLOT_WEIGHT if kinds == [slot.kind] else None
+    gains: list[float] = []
+    for place, (word, kind) in enumerate(zip(taken, kinds, strict=True), start=start):
+        before = words[place - 1].norm if place else ""
         if lexicon.is_sure(word.norm):
-            gain += 1.0
-        elif slot_kind(word.norm, lexicon=lexicon) == "concept":
-            gain += _UNSURE_GAIN
-        elif word.norm in FUNCTION_WORDS or slot_kind(word.norm, lexicon=lexicon) is not None:
+            gains.append(1.0)
+        elif kind == "concept" and place > start and lexicon.is_sure(before) and before not in lexicon.modifiers:
+            gains.append(_TRAILING)
+        elif kind == "concept":
+            introduced = before in DETERMINERS or before.isdigit() or (place > start and gains[-1] > 0) or taken[-1].norm == slot.norms[-1]
+            gains.append(_UNSURE if introduced else _UNINTRODUCED)
+        elif word.norm in FUNCTION_WORDS or kind is not None:
             return None
         else:
-            gain += _TEMPLATE_GAIN
-    return (gain / len(words) * (len(words) + len(slot.norms))) / 2 - _LENGTH_PENALTY * abs(len(words) - len(slot.norms))
+            gains.append(_TEMPLATE)
+    return _SLOT_WEIGHT * sum(gains) / len(gains) - _LENGTH_PENALTY * abs(len(taken) - len(slot.norms))
 
 
-def _gain_of_match(element: str, norm: str) -> float:
+def _gain_of_match(element: str, norm: str, lexicon: Lexicon) -> float:
     """What it counts that two fixed words meet: their weight if they are the same word, less for the same stem, else nothing."""
     if element == norm:
-        return _weigh_word(norm)
+        return lexicon.weigh(norm)
     stem = min(len(element), len(norm)) > _STEM and element[: _STEM + 1] == norm[: _STEM + 1]
-    return 0.7 if stem and element not in FUNCTION_WORDS else 0.0
-
-
-def _weigh_word(norm: str) -> float:
-    return _FUNCTION_WEIGHT if norm in FUNCTION_WORDS else 1.0
+    return 0.7 * min(lexicon.weigh(element), lexicon.weigh(norm)) if stem and element not in FUNCTION_WORDS else 0.0

@@ -75,7 +75,7 @@ class LlmPlanner:
         """
         if self.config.max_tries < 1:
             raise ConfigError(f"planner.max_tries: {self.config.max_tries}; the first try is one of them, use 1 or more")
-        encoder = MaskedEncoder(self.encoder, build_lexicon(pool.entries, vocabulary=self.vocabulary))
+        encoder = MaskedEncoder(self.encoder, build_lexicon(pool, vocabulary=self.vocabulary))
         drafts = [
             _Draft(task=task, attempt=attempt, failed=list_failed_programs(task, pool=pool, attempt=attempt))
             for task, attempt in zip(tasks, pair_attempts(tasks, attempts), strict=True)

@@ -4,11 +4,12 @@ Retrieval gives a few demonstrations; each is aligned with the instruction in se
 A wording that no demonstration has gives a poor alignment; one stored demonstration of it (CLOVA 3.4) gives a perfect one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from visloop.assistant.alignment import align_words
 from visloop.assistant.demonstrations import DemonstrationPool
+from visloop.assistant.filling import fill_template
 from visloop.assistant.lexicon import Lexicon, build_lexicon, split_words
 from visloop.assistant.proposals import (
     FailedAttempt,
@@ -20,7 +21,7 @@ from visloop.assistant.proposals import (
     pair_attempts,
 )
 from visloop.assistant.retrieval import Encoder, MaskedEncoder, retrieve
-from visloop.assistant.templates import Template, build_template, fill_template
+from visloop.assistant.templates import Template, build_template
 from visloop.config_assistant import PlannerConfig
 from visloop.errors import ProgramError
 from visloop.records.assistant import Demonstration, Proposal, Task
@@ -67,11 +68,15 @@ class SlotFillingPlanner:
         words = split_words(task.instruction)
         found: dict[str, Candidate] = {}
         entries = pool.find("program", "success", task.kind)
-        nearest = retrieve(task.instruction, entries, encoder=encoder, most=self.config.candidates)
+        nearest = retrieve(task.instruction, entries, encoder=encoder, most=len(entries))
+        forms: set[Hashable] = set()
         for entry, _ in reversed(nearest):
             template = self._template_of(entry, lexicon, templates)
-            if template is None:
+            if template is None or template.form in forms:
                 continue
+            forms.add(template.form)
+            if len(forms) > self.config.candidates:
+                break
             for alignment in align_words(template, words, lexicon=lexicon):
                 plan, program = fill_template(template, [words[start:stop] for start, stop in alignment.fills])
                 form = normalize_program(program)
@@ -109,7 +114,7 @@ class SlotFillingPlanner:
         if pool.hash not in self._encoders:
             self._encoders.clear()
             self._templates.clear()
-            lexicon = build_lexicon(pool.entries, vocabulary=self.vocabulary)
+            lexicon = build_lexicon(pool, vocabulary=self.vocabulary)
             self._encoders[pool.hash] = MaskedEncoder(self.encoder, lexicon)
             self._templates[pool.hash] = {}
         encoder = self._encoders[pool.hash]

@@ -94,7 +94,8 @@ def _make_writable(text: str) -> str:
 
 
 def _trace_step(step: ExecutedStep, execution: Execution, teller: _Teller) -> StepTrace:
-    """The record of a step. Arguments that are variables are told as their values, and so are the variables of a text, as ``{VAR}``."""
+    """The record of a step. Arguments that are variables are told as their values, and so are the variables of a text, as ``{VAR}``.
+    The tool is named as the catalogue names it, the line as the program does."""
     types: dict[str, ValueType] = {known.statement.variable: known.result_type for known in execution.steps if known.result_type}
     types |= dict.fromkeys(execution.job.inputs, "Image")
     arguments: dict[str, str] = {}
@@ -112,7 +113,7 @@ def _trace_step(step: ExecutedStep, execution: Execution, teller: _Teller) -> St
         step=step.step,
         line=format_statement(step.statement),
         variable=step.statement.variable,
-        tool=step.statement.tool,
+        tool=step.statement.tool if step.call is None else step.call.tool,
         arguments=arguments,
         output=output,
         output_type=step.result_type or "",
