@@ -206,7 +206,7 @@ def test_tuning_lowers_the_loss_of_its_instances_and_leaves_the_weights(name, fo
 
     module = {"LOC": "detectors", "SEG": "segmenters", "VQA": "answerers", "REPLACE": "painters"}
     rates = {"inpainting": 0.01, "mask2former": 0.3}
-    tuning = replace(TUNING, learning_rate=rates.get(name, 0.05), steps=25 if name == "mask2former" else 12, batch_size=4)
+    tuning = replace(TUNING, learning_rate=rates.get(name, 0.05), steps={"mask2former": 25, "inpainting": 3}.get(name, 12), batch_size=4)
     tool = open_tool(name, folders, data, tuning=tuning)
     monkeypatch.setattr(f"visloop.tools.{module[tool.owner]}.optimize_prompt", spy)
     model = tool.mounted.model
