@@ -91,12 +91,13 @@ class ChatConfig:
 
 @dataclass
 class PathsConfig:
-    """Folders, relative to the working directory; ``rounds`` is relative to ``data``: a sweep over DPO settings keeps its
-    jobs apart with it and shares everything before the rounds."""
+    """Folders, relative to the working directory; ``rounds`` and ``cycles`` are relative to ``data``: a sweep over DPO or learning
+    settings keeps its jobs apart with them and shares everything before."""
 
     data: str = "data"
     mlruns: str = "mlruns"
     rounds: str = "rounds"
+    cycles: str = "cycles"
 
 
 @dataclass
