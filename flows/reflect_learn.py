@@ -17,12 +17,15 @@ from visloop.config import Config
 
 @flow(name="reflect_learn")
 def reflect_learn(values: dict[str, Any]) -> None:
-    """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names."""
+    """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read."""
     config = from_plain(values)
     layout = Layout.from_config(config)
     with open_flow_run("reflect_learn", config) as run:
         prepare_tasks(config, layout, run)
-        number = config.assistant.tasks.only or find_next_cycle(config, layout)
+        only = config.assistant.tasks.only
+        number = find_next_cycle(config, layout) if only is None else only
+        if number == 0:
+            return
         if number is None:
             open_console().print(f"all {config.assistant.tasks.cycles} cycles have been played; raise assistant.tasks.cycles for more")
             return
