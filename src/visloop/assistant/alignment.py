@@ -15,7 +15,7 @@ LONGEST_FILL = 4
 """Words per slot."""
 _KEPT = 4
 _SLOT_WEIGHT = 1.0
-_UNSURE, _UNINTRODUCED, _TRAILING, _TEMPLATE = 0.6, -0.5, 0.0, 0.1
+_UNSURE, _UNINTRODUCED, _TRAILING, _TEMPLATE = 0.6, -0.5, -1.0, 0.1
 """What a concept slot gains by a word, where a known concept gains 1: an unknown word after a determiner or a modifier, one without,
 one after a known noun, a template word."""
 _BAG = 0.5
@@ -25,7 +25,7 @@ _LENGTH_PENALTY = 0.15
 _SPLIT_PENALTY = 0.6
 """For two slots that take neighbouring words although fixed words stand between them in the template."""
 _LOST_PENALTY = 0.5
-"""For a number, relation or attribute of the instruction that nothing takes up."""
+"""For a number, place or attribute of the instruction that the template does not speak of, and for an attribute that only it speaks of."""
 _STEM = 4
 
 
@@ -46,11 +46,40 @@ class _Partial:
 def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) -> list[Alignment]:
     """The best few ways to read ``words`` as the template's instruction, best first, with different fills.
 
-    Every slot is filled. A word that is surely a concept is never left over; unknown words may be.
+    Every slot that is not optional is filled. A word that is surely a concept is never left over; unknown words may be. Slots of one kind
+    are filled in their order; where the instruction has places and numbers elsewhere than the template, those change their turns.
     """
-    elements = template.elements
+    found = _align_in_order(template, range(len(template.slots)), words, lexicon)
+    turns = _order_slots(template.slots, words, lexicon)
+    if turns is not None:
+        found += _align_in_order(template, turns, words, lexicon)
+    return sorted(found, key=lambda alignment: -alignment.score)
+
+
+def _order_slots(slots: Sequence[Slot], words: Sequence[Word], lexicon: Lexicon) -> list[int] | None:
+    """Which slot has its turn when, if the instruction has as many of each kind, in another order; else None."""
+    kinds: list[str] = []
+    for place, word in enumerate(words):
+        kind = slot_kind(word.norm, lexicon=lexicon)
+        if kind in ("place", "number") or (lexicon.is_sure(word.norm) and not (place and lexicon.is_sure(words[place - 1].norm))):
+            kinds.append(str(kind))
+    wanted = [slot.kind for slot in slots]
+    if any(slot.optional for slot in slots) or sorted(kinds) != sorted(wanted) or kinds == wanted:
+        return None
+    queues = {kind: [index for index, slot in enumerate(slots) if slot.kind == kind] for kind in kinds}
+    return [queues[kind].pop(0) for kind in kinds]
+
+
+def _align_in_order(template: Template, turns: Sequence[int], words: Sequence[Word], lexicon: Lexicon) -> list[Alignment]:
+    """Alignments with slot ``turns[k]`` in the place of slot k."""
+    slots = template.slots
+    order = iter(turns)
+    elements = [slots[next(order)] if isinstance(element, Slot) else element for element in template.elements]
     row: list[list[_Partial]] = [[_Partial(0.0)]] + [[] for _ in words]
-    _skip_words(row, words, lexicon)
+    spoken = {norm for element in elements for norm in ((element,) if isinstance(element, str) else element.norms)}
+    lost = [0.0 if word.norm in spoken or slot_kind(word.norm, lexicon=lexicon) in (None, "concept") else _LOST_PENALTY for word in words]
+    _skip_words(row, words, lost, lexicon)
+    said = {word.norm for word in words}
     apart = False
     for element in elements:
         following: list[list[_Partial]] = [[] for _ in range(len(words) + 1)]
@@ -59,7 +88,8 @@ def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) 
                 continue
             if isinstance(element, Slot):
                 if element.optional:
-                    following[place] += [_Partial(partial.gain, (*partial.fills, (place, place))) for partial in partials]
+                    missed = _LOST_PENALTY if element.kind == "attribute" and element.norms[0] not in said else 0.0
+                    following[place] += [_Partial(partial.gain - missed, (*partial.fills, (place, place))) for partial in partials]
                 for stop in range(place + 1, min(place + LONGEST_FILL, len(words)) + 1):
                     gain = _gain_of_fill(element, words, place, stop, lexicon)
                     if gain is not None:
@@ -76,8 +106,10 @@ def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) 
                 following[place + 1] += [_Partial(partial.gain + gain, partial.fills) for partial in partials]
         apart = not isinstance(element, Slot)
         row = [_keep_best(partials) for partials in following]
-        _skip_words(row, words, lexicon)
-    return sorted((_score(partial, template, words, lexicon) for partial in row[-1]), key=lambda alignment: -alignment.score)
+        _skip_words(row, words, lost, lexicon)
+    back = {index: turn for turn, index in enumerate(turns)}
+    ordered = [_Partial(partial.gain, tuple(partial.fills[back[index]] for index in range(len(slots)))) for partial in row[-1]]
+    return [_score(partial, template, words, lexicon) for partial in ordered]
 
 
 def _score(partial: _Partial, template: Template, words: Sequence[Word], lexicon: Lexicon) -> Alignment:
@@ -114,16 +146,15 @@ def _share_words(first: Sequence[str], second: Sequence[str], lexicon: Lexicon) 
     return sum(bags[0][stem] + bags[1][stem] for stem in bags[0].keys() & bags[1].keys()) / total if total else 1.0
 
 
-def _skip_words(row: list[list[_Partial]], words: Sequence[Word], lexicon: Lexicon) -> None:
+def _skip_words(row: list[list[_Partial]], words: Sequence[Word], lost: Sequence[float], lexicon: Lexicon) -> None:
     """Let words be left over, where that is allowed: from each cell to the next."""
     for place, word in enumerate(words):
         if not row[place] or lexicon.is_sure(word.norm):
             continue
-        lost = _LOST_PENALTY if slot_kind(word.norm, lexicon=lexicon) not in (None, "concept") else 0.0
         row[place + 1] = _keep_best(
             [
                 *row[place + 1],
-                *(_Partial(partial.gain - lost, partial.fills) for partial in row[place]),
+                *(_Partial(partial.gain - lost[place], partial.fills) for partial in row[place]),
             ]
         )
 

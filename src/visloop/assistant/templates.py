@@ -33,7 +33,7 @@ class Slot:
     @property
     def is_open(self) -> bool:
         """Whether it holds what an instruction is about, which says nothing about the program that it needs."""
-        return self.kind == "concept" and not self.optional
+        return self.kind in ("place", "number") or (self.kind == "concept" and not self.optional)
 
 
 @dataclass(frozen=True, slots=True)
