@@ -5,8 +5,11 @@ neighbouring slots try every split of the words between them. The score is an al
 both texts.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, Word
 from visloop.assistant.templates import Slot, Template, slot_kind
@@ -14,10 +17,13 @@ from visloop.assistant.templates import Slot, Template, slot_kind
 LONGEST_FILL = 4
 """Words per slot."""
 _KEPT = 4
+_MOST_ORDERS = 6
 _SLOT_WEIGHT = 1.0
-_UNSURE, _UNINTRODUCED, _TRAILING, _TEMPLATE = 0.6, -0.5, -1.0, 0.1
+_UNSURE, _UNINTRODUCED, _TEMPLATE = 0.6, -0.5, 0.1
 """What a concept slot gains by a word, where a known concept gains 1: an unknown word after a determiner or a modifier, one without,
-one after a known noun, a template word."""
+a template word. A slot for a name gains by any word that is no known concept."""
+_TRAILING_PENALTY = 0.8
+"""For an unknown word after a known noun."""
 _BAG = 0.5
 """How much of the score is words in common wherever they stand."""
 DETERMINERS = frozenset({"a", "an", "the", "any", "every", "each", "all", "many", "some", "no", "more", "both", "and", "or", "than", "of"})
@@ -47,27 +53,32 @@ def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) 
     """The best few ways to read ``words`` as the template's instruction, best first, with different fills.
 
     Every slot that is not optional is filled. A word that is surely a concept is never left over; unknown words may be. Slots of one kind
-    are filled in their order; where the instruction has places and numbers elsewhere than the template, those change their turns.
+    are filled in their order; slots of different kinds may change their turns.
     """
-    found = _align_in_order(template, range(len(template.slots)), words, lexicon)
-    turns = _order_slots(template.slots, words, lexicon)
-    if turns is not None:
-        found += _align_in_order(template, turns, words, lexicon)
-    return sorted(found, key=lambda alignment: -alignment.score)
+    found: dict[tuple[tuple[int, int], ...], Alignment] = {}
+    for turns in _order_slots(template.slots):
+        for alignment in _align_in_order(template, turns, words, lexicon):
+            if alignment.fills not in found or found[alignment.fills].score < alignment.score:
+                found[alignment.fills] = alignment
+    return sorted(found.values(), key=lambda alignment: -alignment.score)
 
 
-def _order_slots(slots: Sequence[Slot], words: Sequence[Word], lexicon: Lexicon) -> list[int] | None:
-    """Which slot has its turn when, if the instruction has as many of each kind, in another order; else None."""
-    kinds: list[str] = []
-    for place, word in enumerate(words):
-        kind = slot_kind(word.norm, lexicon=lexicon)
-        if kind in ("place", "number") or (lexicon.is_sure(word.norm) and not (place and lexicon.is_sure(words[place - 1].norm))):
-            kinds.append(str(kind))
-    wanted = [slot.kind for slot in slots]
-    if any(slot.optional for slot in slots) or sorted(kinds) != sorted(wanted) or kinds == wanted:
-        return None
-    queues = {kind: [index for index, slot in enumerate(slots) if slot.kind == kind] for kind in kinds}
-    return [queues[kind].pop(0) for kind in kinds]
+def _order_slots(slots: Sequence[Slot]) -> list[tuple[int, ...]]:
+    """In which orders slots may have their turns: optional ones in their place, others of one kind in their order; their own order
+    first, and no others if there are more than ``_MOST_ORDERS``."""
+    free = [index for index, slot in enumerate(slots) if not slot.optional]
+    own = tuple(range(len(slots)))
+    counts = Counter(slots[index].kind for index in free)
+    if math.factorial(len(free)) // math.prod(map(math.factorial, counts.values())) > _MOST_ORDERS:
+        return [own]
+    orders = {own: None}
+    for kinds in permutations([slots[index].kind for index in free]):
+        queues = {kind: [index for index in free if slots[index].kind == kind] for kind in counts}
+        turns = list(own)
+        for place, kind in zip(free, kinds, strict=True):
+            turns[place] = queues[kind].pop(0)
+        orders[tuple(turns)] = None
+    return list(orders)
 
 
 def _align_in_order(template: Template, turns: Sequence[int], words: Sequence[Word], lexicon: Lexicon) -> list[Alignment]:
@@ -178,23 +189,27 @@ def _gain_of_fill(slot: Slot, words: Sequence[Word], start: int, stop: int, lexi
     if tuple(word.norm for word in taken) == slot.norms:
         return _SLOT_WEIGHT
     kinds = [slot_kind(word.norm, lexicon=lexicon) for word in taken]
-    if slot.kind != "concept":
+    if slot.kind not in ("concept", "name"):
         return _SLOT_WEIGHT if kinds == [slot.kind] else None
     gains: list[float] = []
+    penalty = _LENGTH_PENALTY * abs(len(taken) - len(slot.norms))
     for place, (word, kind) in enumerate(zip(taken, kinds, strict=True), start=start):
         before = words[place - 1].norm if place else ""
         if lexicon.is_sure(word.norm):
-            gains.append(1.0)
-        elif kind == "concept" and place > start and lexicon.is_sure(before) and before not in lexicon.modifiers:
-            gains.append(_TRAILING)
-        elif kind == "concept":
+            gains.append(1.0 if slot.kind == "concept" else _UNINTRODUCED)
+        elif word.norm in FUNCTION_WORDS or kind not in (None, "concept"):
+            return None
+        elif slot.kind == "name":
+            gains.append(_UNSURE)
+        elif kind is None:
+            gains.append(_TEMPLATE)
+        elif place > start and lexicon.is_sure(before) and before not in lexicon.modifiers:
+            gains.append(0.0)
+            penalty += _TRAILING_PENALTY
+        else:
             introduced = before in DETERMINERS or before.isdigit() or (place > start and gains[-1] > 0) or taken[-1].norm == slot.norms[-1]
             gains.append(_UNSURE if introduced else _UNINTRODUCED)
-        elif word.norm in FUNCTION_WORDS or kind is not None:
-            return None
-        else:
-            gains.append(_TEMPLATE)
-    return _SLOT_WEIGHT * sum(gains) / len(gains) - _LENGTH_PENALTY * abs(len(taken) - len(slot.norms))
+    return _SLOT_WEIGHT * sum(gains) / len(gains) - penalty
 
 
 def _gain_of_match(element: str, norm: str, lexicon: Lexicon) -> float:
