@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from visloop.assistant.grammar import format_argument
 from visloop.assistant.placeholders import FILLABLE, find_placeholders
 from visloop.assistant.program import TASK_INPUTS, Argument, Program, Reference, Statement
 from visloop.assistant.program import Literal as Constant
@@ -22,7 +21,7 @@ from visloop.tools.values import ValueType, type_of
 
 RESULT_TOOL: Final = "RESULT"
 MAX_PROBLEMS: Final = 20
-"""Checking stops at the line that reaches so many."""
+"""Checking stops where there are so many."""
 EXPRESSION_TYPES: Final[tuple[ValueType, ...]] = ("Text", "Number", "Bool", "List", "Boxes", "Objects")
 """Types that an expression can compute with."""
 
@@ -134,6 +133,8 @@ class _Checker:
         names = [parameter.name for parameter in signature.parameters]
         seen: set[str] = set()
         for place, (key, value) in enumerate(statement.arguments):
+            if len(self.problems) >= MAX_PROBLEMS:
+                return
             column = statement.columns[place] if place < len(statement.columns) else 1
             if key in seen:
                 self._report(statement, "duplicate_argument", f"{key} is given twice; leave one out", column=column)
@@ -210,5 +211,5 @@ def _name_types(types: Sequence[ValueType]) -> str:
 
 
 def _show(value: Argument) -> str:
-    shown = value.name if isinstance(value, Reference) else format_argument(value)
+    shown = value.name if isinstance(value, Reference) else repr(value.value)
     return shown if len(shown) <= 40 else f"{shown[:40]}..."

@@ -107,6 +107,8 @@ class _LineReader:
             raise self._error(f"{variable} is a value and cannot be assigned", at=start)
         self._take_sign("=", after="the variable")
         tool, tool_start = self._take_name("the name of a tool")
+        if tool in _WORDS:
+            raise self._error(f"{tool} is a value and no tool", at=tool_start)
         self._take_sign("(", after=f"the tool {tool}")
         arguments: list[tuple[str, Argument]] = []
         columns: list[int] = []

@@ -17,7 +17,7 @@ from visloop.scenes.world import Scene, WorldSpec, make_scene
 Operation = Literal["replace", "color_pop", "blur", "hide"]
 BLUR_RADIUS: Final = 2.0
 """Of the Gaussian, in pixels (CLOVA's BGBLUR)."""
-EMOJIS: Final = ("smiling_face", "winking_face", "frowning_face")
+EMOJIS: Final = ("smiling_face", "winking_face", "sad_face")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def draw_emoji(name: str, *, side: int) -> Image.Image:
         pen.line([58 * unit, 40 * unit, 75 * unit, 40 * unit], fill=ink, width=round(6 * unit))
     else:
         pen.ellipse([60 * unit, 30 * unit, 73 * unit, 48 * unit], fill=ink)
-    low, high = ((62, 88), (200, 340)) if name == "frowning_face" else ((42, 80), (20, 160))
+    low, high = ((62, 88), (200, 340)) if name == "sad_face" else ((42, 80), (20, 160))
     pen.arc([26 * unit, low[0] * unit, 74 * unit, low[1] * unit], *high, fill=ink, width=round(7 * unit))
     return face.resize((side, side), Image.Resampling.LANCZOS)
 

@@ -15,7 +15,7 @@ from visloop.scenes.world import DEFAULT_WORLD, Objects, Scene, SceneObject, Wor
 
 STRIPE_SHADE = 0.12
 """A stripe keeps this share of the object's colour: almost black, so it shows on every colour, yellow and blue alike."""
-DARK = 70.0
+DARK = 60.0
 """Mean level, 0-255, below which an object is too dark for dark ink."""
 LIGHT_INK = 215.0
 
@@ -69,7 +69,8 @@ def lay_out(objects: Objects, *, seed: int, side: int, spec: WorldSpec) -> Layou
         color = np.array(colors[entry.color]) + rng.uniform(-spec.color_jitter, spec.color_jitter, size=3)
         turn = float(rng.uniform(-style.turn, style.turn)) if style.turn else 0.0
         if style.separate:
-            room = max(0.0, cell / 2 - radius - 1)
+            # A turned object reaches up to 1.06 radii along the axes; one pixel of ground stays on each side.
+            room = max(0.0, cell / 2 - 1.06 * radius - 1)
             shift = np.clip(shift, -room, room)
         center = (np.array([entry.column, entry.row]) - 1 + style.anchor) * cell + shift
         placed.append(PlacedObject(entry, center, radius, turn, color))
@@ -93,7 +94,7 @@ def cover_window(placed: PlacedObject, window: Window, *, spec: WorldSpec) -> ND
     return cover_pixels(outlines[placed.entry.shape], dx=window.dx, dy=window.dy, radius=placed.radius, turn=placed.turn)
 
 
-def _choose_ink(color: NDArray[np.float64]) -> NDArray[np.float64]:
+def choose_ink(color: NDArray[np.float64]) -> NDArray[np.float64]:
     """Almost black, so that a texture shows on every colour; light grey on black itself."""
     return color * STRIPE_SHADE if color.mean() >= DARK else np.full(3, LIGHT_INK)
 
@@ -110,7 +111,7 @@ def _draw_box(objects: Objects, *, seed: int, side: int, spec: WorldSpec) -> NDA
         if placed.entry.pattern in textures:
             texture, period = textures[placed.entry.pattern], max(4.0, spec.stripe * cell)
             ink = ink_pixels(texture, dx=window.dx, dy=window.dy, period=period, turn=placed.turn)
-            color = np.where(ink[:, :, None], _choose_ink(placed.color), color)
+            color = np.where(ink[:, :, None], choose_ink(placed.color), color)
         patch = pixels[window.rows, window.columns]
         patch += cover * (color - layout.tone)
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

@@ -38,7 +38,7 @@ BASE_COLORS: Final = (
     Color("purple", (135, 45, 175)),
     Color("black", (25, 25, 28)),
 )
-NOVEL_COLORS: Final = (Color("pink", (245, 150, 195)), Color("teal", (15, 135, 140)), Color("brown", (120, 70, 35)))
+NOVEL_COLORS: Final = (Color("pink", (245, 150, 195)), Color("teal", (15, 135, 140)), Color("brown", (132, 78, 38)))
 BASE_PATTERNS: Final = (Pattern("plain", 0.5, False), Pattern("dotted", 0.25, False), Pattern("checkered", 0.25, False))
 NOVEL_PATTERNS: Final = (Pattern("striped", 0.25, True), Pattern("grid", 0.25, False))
 
@@ -50,7 +50,7 @@ WORKSHOP: Final = StyledWorld(
     name="workshop",
     shapes=BASE_SHAPES + NOVEL_SHAPES,
     colors=BASE_COLORS + NOVEL_COLORS,
-    sizes=(Size("small", 0.3), Size("medium", 0.37), Size("large", 0.44)),
+    sizes=(Size("small", 0.28), Size("medium", 0.35), Size("large", 0.42)),
     patterns=BASE_PATTERNS + NOVEL_PATTERNS,
     grid=3,
     canvas=96,
@@ -64,7 +64,7 @@ WORKSHOP: Final = StyledWorld(
     noise=10,
     style=_STYLE,
 )
-"""Single pictures: cells of 32 pixels, objects 17 to 29 pixels across and turned by at most 11 degrees, each inside its cell."""
+"""Single pictures: cells of 32 pixels, objects 17 to 28 pixels across and turned by at most 11 degrees, each inside its cell."""
 
 BOXES: Final = StyledWorld(
     name="boxes",
