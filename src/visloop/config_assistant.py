@@ -194,7 +194,7 @@ class PlannerConfig:
     top_p: float = 1.0
     max_new_tokens: int = 256
     candidates: int = 16
-    min_confidence: float = 0.9
+    min_confidence: float = 0.7
 
 
 @dataclass
