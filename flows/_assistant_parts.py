@@ -25,6 +25,7 @@ from visloop.ids import seed_for
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Feedback, Instance, Task, TaskTruth, Trace
 from visloop.scenes.pictures import encode_png
+from visloop.scenes.tasks_tagging import FACTS
 from visloop.scenes.workshop import BASE_WORDS
 from visloop.tools.base import ToolCall
 from visloop.tools.pictures import prepare_image
@@ -60,14 +61,16 @@ class Workbench:
             self.assistant.reflection.critic is CriticChoice.llm,
             self.assistant.tools.names is ListBackend.chat,
         )
-        return cached_chat(self.assistant.llm) if any(wanted) else None
+        return cached_chat(self.config.llm) if any(wanted) else None
 
     @cached_property
     def tools(self) -> Toolbox:
         """The toolbox with an empty pool, tuned as the ablations of ``learning`` want it."""
         learning, tools = self.assistant.learning, self.assistant.tools
         tuning = adapt_tuning(tools.tuning, validate=learning.validate, ensemble=learning.ensemble)
-        return open_toolbox(replace(tools, tuning=tuning), pool=PromptPool(), chat=self.chat, root=self.layout.root)
+        drawn = self.assistant.tasks.name == "workshop"  # the drawn world has sets and flags of its own
+        facts = tools.facts or (FACTS.as_posix() if drawn else "")
+        return open_toolbox(replace(tools, tuning=tuning, facts=facts), pool=PromptPool(), chat=self.chat, root=self.layout.root)
 
     def open_parts(self) -> CycleParts:
         """Everything for ``visloop.assistant.cycle``."""

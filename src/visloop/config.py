@@ -304,4 +304,5 @@ class Config:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    llm: ChatConfig = field(default_factory=lambda: ChatConfig(backend=Backend.openai, model="llm"))
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
