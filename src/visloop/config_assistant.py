@@ -87,7 +87,8 @@ class VisionConfig:
 class PromptTuning:
     """Training-validation prompt tuning on frozen weights (CLOVA 3.4). ``tokens``: soft tokens per prompt; ``prompts``: how many are
     learned per concept, each from other instances; ``min_validation``: fraction of validation instances from which a prompt is kept;
-    ``max_base_drop``: how much of the replay set's accuracy it may cost; ``max_prompts``: kept per concept.
+    ``max_base_drop``: how much of the replay set's accuracy it may cost; ``max_prompts``: kept per concept; ``known_at``: accuracy on
+    the validation instances from which a word counts as known, so that nothing is learned (above 1: always learn).
 
     ``batch_size``: pictures per step, where a step does not take all of a prompt's; ``init_std``: spread of the first values (0:
     zeros); ``layers``: layers of deep prompts; ``decay_every``: steps after which the rate falls to a tenth (0: never);
@@ -115,6 +116,7 @@ class PromptTuning:
     label_smoothing: float = 0.0
     min_overlap: float = 0.5
     min_similarity: float = -1.0
+    known_at: float = 0.7
 
 
 @dataclass
