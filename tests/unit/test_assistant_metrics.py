@@ -36,7 +36,16 @@ SCENE = make_scene(
 )
 ORIGINAL = render_scene(SCENE, spec=WORKSHOP)[0]
 TASK = Task(
-    id="t", kind="vqa", instruction="?", images=("a.png",), inputs=("IMAGE",), family="f", wording="base", split="test", group="g", source="workshop"
+    id="t",
+    kind="vqa",
+    instruction="?",
+    images=("a.png",),
+    inputs=("IMAGE",),
+    family="f",
+    wording="base",
+    split="test",
+    group="g",
+    source="workshop",
 )
 
 
@@ -251,7 +260,9 @@ def test_scores_and_feedback_of_tags() -> None:
     extra = score_task(trace, truth, task=task, data=Path("."))
     assert not extra.correct and extra.metrics["precision"] == 0.5
     text = make_feedback(trace, truth, score=extra).text
-    assert text == "There should be 1 tag: star at (0, 0, 10, 10). The result has 2 tags: star at (0, 1, 10, 10); heart at (40, 40, 50, 50)."
+    assert (
+        text == "There should be 1 tag: star at (0, 0, 10, 10). The result has 2 tags: star at (0, 1, 10, 10); heart at (40, 40, 50, 50)."
+    )
 
 
 def test_scores_and_feedback_of_an_edit(tmp_path: Path) -> None:
