@@ -42,7 +42,7 @@ _BY_ANNOTATIONS = ("LOC", "SEG", "VQA", "FILTER")
 class Workbench:
     """The parts of one configuration: models and tools are opened once, on first use, and shared by all cycles and evaluations.
 
-    ``folder`` takes pictures that runs and teaching leave; records name them by ``shown``, its path relative to the data folder: a
+    ``folder`` takes the pictures that runs leave; records name them by ``shown``, its path relative to the data folder: a
     stage writes into a folder that is moved when it is finished.
     """
 
@@ -52,6 +52,11 @@ class Workbench:
     @property
     def assistant(self) -> AssistantConfig:
         return self.config.assistant
+
+    @property
+    def material(self) -> Path:
+        """Copies of the pictures that tools are taught with, by content hash, for all cycles: tools read them while a cycle runs."""
+        return self.layout.assistant / "material"
 
     @cached_property
     def chat(self) -> ChatModel | None:
@@ -85,8 +90,8 @@ class Workbench:
                 providers=self._open_providers(),
                 find_replay=lambda tool: self.replay,
                 inference=open_inference(assistant.reflection, chat=self.chat, prompts=prompts),
-                out=self.folder / PICTURES,
-                prefix=f"{self.shown}/{PICTURES}",
+                out=self.material,
+                prefix=self.material.relative_to(self.layout.root).as_posix(),
             ),
             plan=plan_tuning(assistant.tools.tuning, validate=learning.validate),
             give_feedback=self.give_feedback,
@@ -112,14 +117,14 @@ class Workbench:
         return OpenVocabularyProvider(
             read_lvis(folder / "annotations.json"),
             pictures=folder / "pictures",
-            out=self.folder / PICTURES,
-            prefix=f"{self.shown}/{PICTURES}",
+            out=self.material,
+            prefix=self.material.relative_to(self.layout.root).as_posix(),
         )
 
     def _open_search(self) -> ImageSearchProvider:
         folder = self.layout.collection / "image_search"
-        found = FolderImageSearch(folder, out=self.folder / PICTURES)
-        return ImageSearchProvider(found, prefix=f"{self.shown}/{PICTURES}")
+        found = FolderImageSearch(folder, out=self.material)
+        return ImageSearchProvider(found, prefix=self.material.relative_to(self.layout.root).as_posix())
 
     @cached_property
     def replay(self) -> tuple[Instance, ...]:

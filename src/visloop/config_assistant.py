@@ -217,7 +217,7 @@ class ReflectionConfig:
 
 @dataclass
 class LearningConfig:
-    """Learning (CLOVA 3.4). ``budget``: updates tried per feedback. ``min_score``: a demonstration below it is evicted.
+    """Learning (CLOVA 3.4). ``budget``: updates tried per feedback. ``tries``: other programs tried per update of a planner. ``min_score``: a demonstration below it is evicted.
     ``max_replay_drop``: fraction of the replay set's accuracy that a cycle may cost before it is refused."""
 
     update_llm: bool = True
@@ -225,6 +225,7 @@ class LearningConfig:
     validate: bool = True
     ensemble: bool = True
     budget: int = 2
+    tries: int = 6
     min_score: int = -2
     replay: int = 60
     max_replay_drop: float = 0.02
