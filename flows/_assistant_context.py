@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from visloop.assistant.cases import FindSignature
-from visloop.assistant.learning import adapt_tuning
+from visloop.assistant.material import adapt_tuning
 from visloop.config_assistant import AssistantConfig, ToolsConfig
 from visloop.errors import ConfigError
 from visloop.records.assistant import Task, Trace

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Literal as Choice
 
 from visloop.assistant.grammar import parse_program
-from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, split_words
+from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, list_program_words, split_words
 from visloop.assistant.program import Literal, Program, Reference
 from visloop.records.assistant import Demonstration
 
-SlotKind = Choice["concept", "number", "place", "attribute"]
+SlotKind = Choice["concept", "name", "number", "place", "attribute"]
+"""A ``name`` is what is repeated in an argument but is no concept of a tool: an emoji, a set to list, a word of a question."""
 PLACES = frozenset({"left", "right", "middle", "above", "below", "top", "bottom", "wall", "corner"})
 """Words for places and directions: they name tools (CROP_LEFTOF, TOP), pictures (LEFT) and targets (``'wall'``)."""
 ATTRIBUTES = frozenset({"color", "colour", "shape", "pattern", "size", "material"})
@@ -33,7 +34,7 @@ class Slot:
     @property
     def is_open(self) -> bool:
         """Whether it holds what an instruction is about, which says nothing about the program that it needs."""
-        return self.kind == "concept" and not self.optional
+        return self.kind in ("concept", "place", "number") or (self.kind == "name" and not self.optional)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,10 @@ def build_template(demonstration: Demonstration, *, lexicon: Lexicon) -> Templat
     }
     norms = [word.norm for word in split_words(demonstration.instruction)]
     repeated = {norm for text in texts for norm in text}
-    found = [_find_slot(norm, repeated=repeated, names=names, lexicon=lexicon) for norm in norms]
-    cuts = _find_cuts(norms, [slot is not None and slot.kind == "concept" for slot in found], texts)
+    phrases, _ = list_program_words(demonstration.program)
+    concepts = {norm for phrase in phrases for norm in phrase}
+    found = [_find_slot(norm, repeated=repeated, concepts=concepts, names=names, lexicon=lexicon) for norm in norms]
+    cuts = _find_cuts(norms, [slot is not None and slot.kind in ("concept", "name") for slot in found], texts)
     elements: list[str | Slot] = []
     for index, (norm, slot) in enumerate(zip(norms, found, strict=True)):
         last = elements[-1] if elements else None
@@ -94,20 +97,22 @@ def build_template(demonstration: Demonstration, *, lexicon: Lexicon) -> Templat
             and slot.kind == "concept"
             and index not in cuts
         ):
-            elements[-1] = replace(last, norms=(*last.norms, norm))
+            elements[-1] = replace(last, norms=(*last.norms, norm), optional=last.optional and slot.optional)
         else:
             elements.append(slot)
     whole = [replace(element, optional=False) if isinstance(element, Slot) and element.norms in texts else element for element in elements]
     return Template(demonstration, program, tuple(whole))
 
 
-def _find_slot(norm: str, *, repeated: set[str], names: set[str], lexicon: Lexicon) -> Slot | None:
+def _find_slot(norm: str, *, repeated: set[str], concepts: set[str], names: set[str], lexicon: Lexicon) -> Slot | None:
     """The slot that one word of a demonstration is; None if its program does not repeat it, or if it carries structure only."""
     kind = slot_kind(norm, lexicon=lexicon)
     if norm not in repeated and not (kind == "place" and norm in names):
         return None
     if kind is None:
-        return None if norm in FUNCTION_WORDS else Slot("concept", (norm,), optional=True)
+        return None if norm in FUNCTION_WORDS else Slot("name", (norm,), optional=True)
+    if kind == "concept" and not lexicon.is_sure(norm) and norm not in concepts:
+        return Slot("name", (norm,))
     return Slot(kind, (norm,), optional=kind == "attribute")
 
 

@@ -71,12 +71,13 @@ def align_mask(region: Region) -> Exemplar:
     center_x, center_y = box.center
     frame = (center_x - side / 2, center_y - side / 2, center_x + side / 2, center_y + side / 2)
     canvas = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=_clip_frame(frame, canvas.size)), np.float32) / 255
+    scaled = canvas.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=_clip_frame(frame, canvas.size))
+    return (np.asarray(scaled) / 255).astype(np.float32)
 
 
 def _clip_frame(frame: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """The frame moved into the picture: an object at the wall is never larger than the picture."""
-    left, top, right, bottom = frame
+    left, top, right, _bottom = frame
     side = min(right - left, *size)
     left, top = min(max(left, 0.0), size[0] - side), min(max(top, 0.0), size[1] - side)
     return left, top, left + side, top + side
@@ -143,13 +144,13 @@ def draw_exemplar(
 
 def place_shape(shape: Exemplar, box: Box, *, size: tuple[int, int]) -> NDArray[np.float32]:
     """The cover (height, width) of a shape whose longer side fills the longer side of ``box``, centred on it."""
-    side = max(int(round(max(box.right - box.left, box.bottom - box.top))), 2)
+    side = max(round(max(box.right - box.left, box.bottom - box.top)), 2)
     x, y = box.center
-    left, top = int(round(x - side / 2)), int(round(y - side / 2))
+    left, top = round(x - side / 2), round(y - side / 2)
     scaled = Image.fromarray(np.uint8(np.clip(shape, 0, 1) * 255)).resize((side, side), Image.Resampling.BILINEAR)
     canvas = Image.new("L", size)
     canvas.paste(scaled, (left, top))
-    return np.asarray(canvas, np.float32) / 255
+    return (np.asarray(canvas) / 255).astype(np.float32)
 
 
 def save_exemplars(exemplars: dict[str, Exemplar], folder: Path) -> None:
