@@ -66,18 +66,23 @@ class AssistantContext:
         config = config or AssistantConfig()
         held_out = [task for task in known.values() if task.split != "train"]
         taught = {fold_text(task.instruction) for task in known.values() if task.split == "train"}
-        learning, tools = config.learning, config.tools
         return cls(
             data=data,
             tasks=known,
             traces=None if traces is None else {trace.id: trace for trace in traces},
             evaluation_pictures=frozenset(frozenset({digest}) for task in held_out for digest in task.image_hashes),
             evaluation_instructions=frozenset(fold_text(task.instruction) for task in held_out) - taught,
-            find_signature=_open_signatures(tools),
-            tools=replace(tools, tuning=adapt_tuning(tools.tuning, validate=learning.validate, ensemble=learning.ensemble)),
+            find_signature=_open_signatures(config.tools),
+            tools=adapt_tools(config),
             tensors=tensors,
             max_unreadable_rate=config.reflection.max_unreadable_rate,
         )
+
+
+def adapt_tools(config: AssistantConfig) -> ToolsConfig:
+    """The tools as a cycle opens them: their prompts are tuned as the ablations of learning want it."""
+    tools, learning = config.tools, config.learning
+    return replace(tools, tuning=adapt_tuning(tools.tuning, validate=learning.validate, ensemble=learning.ensemble))
 
 
 def fold_text(text: str) -> str:

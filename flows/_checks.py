@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows._assistant_context import AssistantContext
+from flows._assistant_context import AssistantContext, adapt_tools
 from flows._gates import Context, GateContext, check_records
 from flows._layout import Layout
 from flows._records import read_samples, write_json
@@ -120,7 +120,7 @@ def run_assistant_gate(
         folder=folder or layout.gate(name),
         inputs={"records": records, "tasks": tasks, **({} if runs is None else {"traces": runs})},
         config={"suite": suite, "files": list(files or ()), "limits": _select_limits(suite, config), "rules": hash_tree(_ASSISTANT_RULES)},
-        code=["visloop.records", "visloop.assistant.checks", "visloop.assistant.learning"],
+        code=["visloop.records", "visloop.assistant.checks"],
         work=work,
     )
 
@@ -131,8 +131,8 @@ def _select_limits(suite: str, config: Config) -> dict[str, Any]:
     if suite == "critiques":
         return {"max_unreadable_rate": assistant.reflection.max_unreadable_rate, "plugins": assistant.tools.plugins}
     if suite == "prompts":
-        tools = asdict(assistant.tools)
-        return {"tuning": tools["tuning"], "tunings": tools["tunings"], "validate": assistant.learning.validate}
+        tools = asdict(adapt_tools(assistant))
+        return {"tuning": tools["tuning"], "tunings": tools["tunings"]}
     return {"plugins": assistant.tools.plugins} if suite in ("traces", "demonstrations") else {}
 
 
