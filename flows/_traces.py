@@ -121,13 +121,17 @@ def _search(client: PatientClient, experiment_id: str, query: str, *, include_sp
 
 def _find_whole(trace: Trace, tracked: TrackedRun) -> Any | None:
     """The MLflow trace of a run. One that was cut off while it was written, by a crash, is deleted and counts as none."""
-    whole = None
-    for found in _search(tracked.client, tracked.experiment_id, f"tag.`{TRACE_TAG}` = '{trace.id}'", include_spans=True):
-        if len(found.data.spans) == len(trace.steps) + 1:
-            whole = whole or found
-        else:
-            tracked.client.delete_traces(tracked.experiment_id, trace_ids=[found.info.trace_id])
-    return whole
+    query = f"tag.`{TRACE_TAG}` = '{trace.id}'"
+    known = [found.info.trace_id for found in _search(tracked.client, tracked.experiment_id, query)]
+    if not known:
+        return None
+    # With spans MLflow gives only traces that have all that were started; without, all.
+    loaded = list(_search(tracked.client, tracked.experiment_id, query, include_spans=True))
+    whole = {found.info.trace_id: found for found in loaded if len(found.data.spans) == len(trace.steps) + 1}
+    broken = [trace_id for trace_id in known if trace_id not in whole]
+    if broken:
+        tracked.client.delete_traces(tracked.experiment_id, trace_ids=broken)
+    return next(iter(whole.values()), None)
 
 
 def _write_traces(traces: Sequence[Trace], *, tracked: TrackedRun, culprits: Mapping[str, str], tasks: Mapping[str, Task]) -> None:

@@ -200,6 +200,7 @@ def context(data: Path) -> AssistantContext:
     traces[8] = rewrite(traces[8], "BOX0=LOC(\n\nANSWER0=")
     traces[9] = replace(traces[9], proposal=replace(traces[9].proposal, program=PROGRAM.replace("LOC", "CROP_BEHIND")))
     tasks = [make_task(data, index) for index in range(TRAIN + HELD_OUT)]
+    tasks.append(make_task(data, 11, instruction=tasks[0].instruction.upper(), split="test"))  # worded as a train task's, by chance
     return AssistantContext.from_tasks(tasks, data=data, traces=traces, config=CONFIG, tensors=data / TENSORS_NAME)
 
 

@@ -196,6 +196,7 @@ def test_trace_that_was_cut_off_is_logged_again(mlruns: Path, experiment: str) -
     assert log(mlruns, experiment, [make_trace(0), make_trace(1)], seed=1) == 1
     again = find_one(mlruns, experiment, "trace0")
     assert again.info.trace_id != cut.info.trace_id and len(again.data.spans) == 4
+    assert len(find(mlruns, experiment, include_spans=False)) == 2  # with spans MLflow would not show the one that was cut off
 
 
 def test_traces_that_mlflow_does_not_keep_are_an_error(mlruns: Path, experiment: str) -> None:
@@ -215,8 +216,10 @@ def test_traces_go_to_the_database_of_their_run(mlruns: Path, experiment: str, t
     connect(mlruns)
     (tmp_path / "mlruns").mkdir()
     shutil.copy(mlruns / "mlflow.db", tmp_path / "mlruns")
-    for index, folder in enumerate((mlruns, tmp_path / "mlruns", mlruns)):
-        log(folder, experiment, [make_trace(index)], seed=index)
+    log(mlruns, experiment, [make_trace(0)])
+    with open_run(experiment, Config(paths=PathsConfig(mlruns=str(tmp_path / "mlruns")))) as other:
+        log(mlruns, experiment, [make_trace(2)], seed=1)
+        log_traces([make_trace(1)], {}, tracked=other)
     assert {trace.info.tags[TRACE_TAG] for trace in find(mlruns, experiment)} == {"trace0", "trace2"}
     assert {trace.info.tags[TRACE_TAG] for trace in find(tmp_path / "mlruns", experiment)} == {"trace1"}
 
