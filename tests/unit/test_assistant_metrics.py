@@ -189,7 +189,7 @@ def paste_example(words: Filter, *, seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     shape=st.sampled_from(WORKSHOP.values("shape")),
     color=st.sampled_from(WORKSHOP.values("color")),
@@ -200,8 +200,7 @@ def test_another_drawing_of_the_words_is_right_and_of_other_words_wrong(shape: s
     words = Filter(color=color, shape=shape, pattern=pattern)
     step = EditStep(operation="replace", objects=(0,), words=words)
     result = score(paste_example(words, seed=seed), step)
-    # A dotted or gridded thin object may show too little of its pattern to be told from another.
-    assert result.score >= (PASS if pattern is None else 2 / 3 - 1e-9), result.notes
+    assert result.score >= PASS, result.notes
     other = random.Random(seed).choice([name for name in WORKSHOP.values("color") if name != color])
     assert score(paste_example(Filter(color=other, shape=shape, pattern=pattern), seed=seed), step).score < PASS
 

@@ -3,9 +3,14 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Final, Literal
 
-from visloop.scenes.outlines import measure_outline
+import numpy as np
+
+from visloop.scenes.outlines import cover_pixels
+from visloop.scenes.regions import bound_mask
 from visloop.scenes.workshop import BOXES
 from visloop.scenes.world import Objects, SceneObject
 
@@ -19,42 +24,40 @@ TOWER_STEP: Final = 21
 """Distance of the centres of stacked squares, in pixels: squares of 20 with one row of ground between them, as NLVR draws them."""
 TALLEST: Final = 4
 
-_RADII = {size.name: size.radius for size in BOXES.sizes}
 _PLAIN_SIZES: Final = (("small", 2.0), ("medium", 3.0), ("large", 1.0))
 _SIZES: Final = (("medium", 3.0), ("large", 1.0))
 _SMALL_SHAPES: Final = ("circle", "square", "triangle")
 """What can be told apart at 10 pixels, without a pattern: NLVR's own objects."""
 
 
-def _reach(entry: SceneObject) -> tuple[float, float, float, float]:
-    """How far an object reaches left, up, right and down of its centre, in pixels."""
-    radius = _RADII[entry.size]
-    left, up, right, down = measure_outline(entry.shape)
-    return left * radius, up * radius, right * radius, down * radius
+@cache
+def _measure(shape: str, size: str) -> tuple[int, int, int, int]:
+    """How many pixels an object covers left, up, right and down of its centre, which lies between pixels."""
+    radius = {entry.name: entry.radius for entry in BOXES.sizes}[size]
+    outline = {entry.name: entry.outline for entry in BOXES.shapes}[shape]
+    half = math.ceil(radius) + 2
+    offsets = np.arange(-half, half, dtype=np.float64) + 0.5
+    left, top, right, bottom = bound_mask(cover_pixels(outline, dx=offsets, dy=offsets, radius=radius) >= 0.5)
+    return round(half - left), round(half - top), round(right - half), round(bottom - half)
 
 
 def _place(rng: random.Random, entry: SceneObject, wall: Wall | None) -> SceneObject:
-    """The object at a random place that touches ``wall`` and no other."""
-    left, up, right, down = _reach(entry)
+    """The object at a random place where its outermost pixels touch ``wall`` and no other."""
+    left, up, right, down = _measure(entry.shape, entry.size)
     side = BOXES.box_canvas
-    column = rng.randint(math.ceil(left) + GAP, side - math.ceil(right) - GAP)
-    row = rng.randint(math.ceil(up) + GAP, side - math.ceil(down) - GAP)
-    # Rounded towards the wall, so that the outermost pixel is covered.
-    if wall == "left":
-        column = math.floor(left + 0.2)
-    elif wall == "right":
-        column = side - math.floor(right + 0.2)
-    elif wall == "top":
-        row = math.floor(up + 0.2)
-    elif wall == "bottom":
-        row = side - math.floor(down + 0.2)
-    return SceneObject(entry.shape, entry.color, entry.size, entry.pattern, column, row)
+    column = rng.randint(left + GAP, side - right - GAP)
+    row = rng.randint(up + GAP, side - down - GAP)
+    if wall in ("left", "right"):
+        column = left if wall == "left" else side - right
+    elif wall in ("top", "bottom"):
+        row = up if wall == "top" else side - down
+    return replace(entry, column=column, row=row)
 
 
 def _collides(first: SceneObject, second: SceneObject) -> bool:
     """Whether the boxes of two objects, widened by the gap, meet."""
-    left, up, right, down = _reach(first)
-    other_left, other_up, other_right, other_down = _reach(second)
+    left, up, right, down = _measure(first.shape, first.size)
+    other_left, other_up, other_right, other_down = _measure(second.shape, second.size)
     across, along = second.column - first.column, second.row - first.row
     return -(left + other_right + GAP) < across < right + other_left + GAP and -(up + other_down + GAP) < along < down + other_up + GAP
 
@@ -70,7 +73,7 @@ def scatter_objects(rng: random.Random, entries: Sequence[SceneObject], *, walls
         for _ in range(40):
             sizes = _PLAIN_SIZES if entry.pattern == "plain" and entry.shape in _SMALL_SHAPES else _SIZES
             size = rng.choices([name for name, _ in sizes], [weight for _, weight in sizes])[0]
-            candidate = _place(rng, SceneObject(entry.shape, entry.color, size, entry.pattern, 1, 1), wall)
+            candidate = _place(rng, replace(entry, size=size), wall)
             if not any(_collides(candidate, other) for other in placed):
                 placed.append(candidate)
                 break
