@@ -95,12 +95,15 @@ def _describe_demonstration(entry: Demonstration, context: AssistantContext) -> 
         "content": OK if shown else f"no instruction, or a {entry.kind} demonstration without a {entry.kind}",
         "program": _check_shown(entry, context) if runs and shown else OK,
         "reason_given": OK if entry.outcome == "success" or entry.reason.strip() else "a failure without a reason",
-        "instruction_held_out": (
-            f"{entry.instruction!r} is the instruction of a held-out task"
-            if fold_text(entry.instruction) in context.evaluation_instructions
-            else OK
-        ),
+        "instruction_held_out": _check_leak(entry, context),
     }
+
+
+def _check_leak(entry: Demonstration, context: AssistantContext) -> str:
+    """What was learned was learned from a train task. A shipped demonstration was written before tasks were drawn, and short
+    instructions of a small vocabulary come again."""
+    leaked = entry.provenance != "seed" and fold_text(entry.instruction) in context.evaluation_instructions
+    return f"{entry.instruction!r} is the instruction of a held-out task" if leaked else OK
 
 
 def _check_shown(entry: Demonstration, context: AssistantContext) -> str:
