@@ -96,7 +96,9 @@ def _demonstration_rules(context: AssistantContext) -> list[Expectation]:
         require_fact("content_given", "content", "there is an instruction, with the plan or program that is demonstrated"),
         require_fact("program_checks", "program", "a successful program can be read and passes the checks of its kind of task"),
         require_fact("reason_given", "reason_given", "a failure says what was wrong"),
-        require_fact("no_evaluation_instruction", "instruction_held_out", "nothing was learned from an instruction that only held-out tasks have"),
+        require_fact(
+            "no_evaluation_instruction", "instruction_held_out", "nothing was learned from an instruction that only held-out tasks have"
+        ),
     ]
 
 
