@@ -18,8 +18,14 @@ from visloop.assistant.program import TASK_INPUTS, Argument, Literal, Program, R
 from visloop.records.assistant import TaskKind
 from visloop.tools.base import ToolSignature
 
-JOINTS: Final = frozenset({"and", "then", "next", "afterward", "first", "finally", "also", "plus"})
+JOINTS: Final = frozenset({"and", "then", "next", "afterward", "first", "finally", "also", "plus", "well"})
 """Words that stand between two wishes and belong to neither."""
+_CONJUNCTIONS: Final = frozenset({"and", "plus", "well"})
+"""Those that say that a wish is meant of two things together."""
+_AUXILIARIES: Final = frozenset(
+    {"is", "are", "was", "were", "do", "does", "did", "has", "have", "can", "could", "will", "would", "should", "may", "might"}
+)
+"""Words that a question for yes or no begins with."""
 _PLACEHOLDER = re.compile(r"\{[ \t]*(\w+)[ \t]*\}")
 _STEP = re.compile(r"\bStep(\d+)")
 _YES_NO = re.compile(r"'yes' if (.+) else 'no'")
@@ -31,11 +37,12 @@ SplitKind = Choice["sequence", "pair"]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Two instructions that one could stand for."""
+    """Two instructions that one could stand for. ``joined``: a word like ``and`` stands between them."""
 
     first: str
     second: str
     kind: SplitKind
+    joined: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,11 @@ class _Line:
 
     statement: Statement
     plan: str
+
+
+def asks_yes_no(instruction: str) -> bool:
+    """Whether an instruction is a question for yes or no."""
+    return any(word.surface.lower() in _AUXILIARIES for word in split_words(instruction)[:1])
 
 
 def split_instruction(instruction: str, *, lexicon: Lexicon) -> tuple[Split, ...]:
@@ -61,7 +73,7 @@ def _split_pairs(instruction: str, words: Sequence[Word], phrases: Sequence[tupl
             continue
         first = instruction[: words[stop - 1].end] + instruction[words[next_stop - 1].end :]
         second = instruction[: words[start].start] + instruction[words[next_start].start :]
-        yield Split(first, second, "pair")
+        yield Split(first, second, "pair", any(word.norm in _CONJUNCTIONS for word in words[stop:next_start]))
 
 
 def _split_sequence(instruction: str, words: Sequence[Word], phrases: Sequence[tuple[int, int]]) -> Iterator[Split]:
@@ -88,11 +100,13 @@ def compose_programs(
     *,
     kind: TaskKind,
     find_signature: Callable[[str], ToolSignature | None],
+    yes_no: bool = False,
 ) -> list[tuple[tuple[str, ...], str]]:
     """Plan and program of two plans and programs joined, the likeliest way first; empty if their results cannot be joined.
 
     Two pictures are chained: the second program changes what the first one made. Its objects are looked for in the picture as it was
-    (changes only hide things from tools), or else in the changed one. Each variable is defined once, and equal steps are done once.
+    (changes only hide things from tools), or else in the changed one. Each variable is defined once, and equal steps are done once. Two numbers are added, or, where the
+    answer is ``yes_no``, both have to be above zero.
 
     Raises:
         ProgramError: a program is malformed.
@@ -111,6 +125,9 @@ def compose_programs(
                 for within in dict.fromkeys((canvas, whole))
                 if canvas
             ]
+        case ("Number", "Number") if yes_no:
+            plan = "Answer yes if the results of %s and %s are both above zero, else no."
+            return [_print(_join(lines, others, "'yes' if {%s} > 0 and {%s} > 0 else 'no'", plan))]
         case ("Number", "Number"):
             return [_print(_join(lines, others, "{%s} + {%s}", "Add the results of %s and %s."))]
         case ("Bool", "Bool"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from visloop.assistant.alignment import align_words, fit_phrases
-from visloop.assistant.composition import compose_programs, split_instruction
+from visloop.assistant.composition import asks_yes_no, compose_programs, split_instruction
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.filling import fill_template
 from visloop.assistant.grammar import parse_program
@@ -38,19 +38,21 @@ _FAIR = 0.35
 """From which score on a composed program is tried before single ones that fit loosely."""
 _COMPOSED = 0.9
 """What the score of the worse part counts: a composed reading is less sure than each of its parts."""
-_MOST_PARTS = 3
-"""Readings of each part."""
+_MOST_FORMS = 3
+"""Forms that are tried for each part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to read an instruction. ``score`` 0-1 is how well it fits its demonstrations (alignment ratio); ``composed``: of two."""
+    """One way to read an instruction. ``score`` 0-1 is how well it fits its demonstrations (alignment ratio); ``parts``: of how many
+    demonstrations it is made. ``clear``: its words alone say that two things are counted, whatever the score."""
 
     plan: tuple[str, ...]
     program: str
     demonstrations: tuple[str, ...]
     score: float
-    composed: bool = False
+    parts: int = 1
+    clear: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +108,19 @@ class SlotFillingPlanner:
         instruction about two things has the same form for both."""
         lexicon, _, _ = self._prepare(pool)
         found: dict[str, Candidate] = {}
+        yes_no = asks_yes_no(task.instruction)
         for split in split_instruction(task.instruction, lexicon=lexicon):
-            parts = [self.list_candidates(replace(task, instruction=text), pool=pool)[:_MOST_PARTS] for text in (split.first, split.second)]
+            parts = [self.list_candidates(replace(task, instruction=text), pool=pool)[:_MOST_FORMS] for text in (split.first, split.second)]
             for first, second in product(*parts):
                 if split.kind == "pair" and list_tools(first.program) != list_tools(second.program):
                     continue
                 score = _COMPOSED * min(first.score, second.score)
                 joined = compose_programs(
-                    (first.plan, first.program), (second.plan, second.program), kind=task.kind, find_signature=self.find_signature
+                    (first.plan, first.program),
+                    (second.plan, second.program),
+                    kind=task.kind,
+                    find_signature=self.find_signature,
+                    yes_no=yes_no,
                 )
                 for place, (plan, program) in enumerate(joined):
                     candidate = Candidate(
@@ -121,7 +128,8 @@ class SlotFillingPlanner:
                         program=program,
                         demonstrations=tuple(dict.fromkeys((*first.demonstrations, *second.demonstrations))),
                         score=score * _COMPOSED**place,
-                        composed=True,
+                        parts=2,
+                        clear=yes_no and split.kind == "pair" and split.joined and list_tools(first.program)[-2:-1] == ("COUNT",),
                     )
                     self._keep(candidate, found, task, lexicon)
         return sorted(found.values(), key=lambda candidate: -candidate.score)
@@ -192,8 +200,16 @@ def list_tools(program: str) -> tuple[str, ...]:
         return ()
 
 
+def _list_forms(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The best candidate of each form, of the best few forms."""
+    found: dict[tuple[str, ...], Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(list_tools(candidate.program), candidate)
+    return list(found.values())[:_MOST_FORMS]
+
+
 def _rank(candidate: Candidate) -> int:
     """In repair: single programs that fit well, then composed ones of fitting parts, then all others."""
-    if candidate.composed:
-        return 1 if candidate.score >= _FAIR else 2
+    if candidate.parts > 1:
+        return 1 if candidate.clear or candidate.score >= _FAIR else 2
     return 0 if candidate.score >= _GOOD else 2
