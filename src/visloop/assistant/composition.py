@@ -105,8 +105,8 @@ def compose_programs(
     """Plan and program of two plans and programs joined, the likeliest way first; empty if their results cannot be joined.
 
     Two pictures are chained: the second program changes what the first one made. Its objects are looked for in the picture as it was
-    (changes only hide things from tools), or else in the changed one. Each variable is defined once, and equal steps are done once. Two numbers are added, or, where the
-    answer is ``yes_no``, both have to be above zero.
+    (changes only hide things from tools), or else in the changed one. Each variable is defined once, and equal steps are done once.
+    Two numbers are added, or, where the answer is ``yes_no``, both have to be above zero.
 
     Raises:
         ProgramError: a program is malformed.
