@@ -137,7 +137,7 @@ class SlotFillingPlanner:
     def _keep(self, candidate: Candidate, found: dict[str, Candidate], task: Task, lexicon: Lexicon) -> None:
         """Take up a candidate that is better than what is known of its program, uses every known concept and can be run."""
         form = normalize_program(candidate.program)
-        if form in found and found[form].score >= candidate.score:
+        if form in found and (found[form].clear, found[form].score) >= (candidate.clear, candidate.score):
             return
         if find_unused(task.instruction, candidate.program, lexicon=lexicon):
             return
