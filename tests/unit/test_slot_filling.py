@@ -132,7 +132,7 @@ FINAL_ANSWER=RESULT(var=ANSWER2)""",
 
 
 def test_a_known_concept_is_never_left_out() -> None:
-    found = propose("How many red circles are there, and how many blue squares?", COUNT)
+    found = propose("How many red circles are there underneath blue squares?", COUNT)
     assert (found.status, found.program) == ("failed", "")
     assert found.error is not None and "store one of that wording" in found.error
 
