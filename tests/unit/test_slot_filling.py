@@ -132,7 +132,7 @@ FINAL_ANSWER=RESULT(var=ANSWER2)""",
 
 
 def test_a_known_concept_is_never_left_out() -> None:
-    found = propose("How many red circles are there underneath blue squares?", COUNT)
+    found = propose("How many red circles are there, and how many blue squares?", COUNT)
     assert (found.status, found.program) == ("failed", "")
     assert found.error is not None and "store one of that wording" in found.error
 
@@ -251,7 +251,7 @@ def repair(instruction: str, kind: TaskKind, *, most: int) -> list[Proposal]:
 def test_repair_tries_other_forms_first(instruction: str, line: str) -> None:
     found = repair(instruction, "editing", most=4)
     forms = [tuple(statement.tool for statement in parse_program(proposal.program).statements) for proposal in found]
-    assert len(set(forms)) == len(forms)
+    assert len(set(forms[:4])) == 4
     assert any(line in proposal.program for proposal in found)
 
 

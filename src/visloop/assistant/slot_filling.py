@@ -110,6 +110,8 @@ class SlotFillingPlanner:
         found: dict[str, Candidate] = {}
         yes_no = asks_yes_no(task.instruction)
         for split in split_instruction(task.instruction, lexicon=lexicon):
+            if split.kind == "pair" and not split.joined:
+                continue
             parts = [self.list_candidates(replace(task, instruction=text), pool=pool)[:_MOST_FORMS] for text in (split.first, split.second)]
             for first, second in product(*parts):
                 if split.kind == "pair" and list_tools(first.program) != list_tools(second.program):
@@ -129,7 +131,7 @@ class SlotFillingPlanner:
                         demonstrations=tuple(dict.fromkeys((*first.demonstrations, *second.demonstrations))),
                         score=score * _COMPOSED**place,
                         parts=2,
-                        clear=yes_no and split.kind == "pair" and split.joined and list_tools(first.program)[-2:-1] == ("COUNT",),
+                        clear=yes_no and split.kind == "pair" and list_tools(first.program)[-2:-1] == ("COUNT",),
                     )
                     self._keep(candidate, found, task, lexicon)
         return sorted(found.values(), key=lambda candidate: -candidate.score)
@@ -147,7 +149,7 @@ class SlotFillingPlanner:
     def _propose(self, task: Task, *, pool: DemonstrationPool, attempt: FailedAttempt | None) -> Proposal:
         failed = list_failed_programs(task, pool=pool, attempt=attempt)
         candidates = self.list_candidates(task, pool=pool, repair=attempt is not None)
-        if attempt is not None or not candidates:
+        if attempt is not None:
             known = {normalize_program(candidate.program) for candidate in candidates}
             composed = self.list_composed(task, pool=pool)
             candidates += [candidate for candidate in composed if normalize_program(candidate.program) not in known]
