@@ -17,6 +17,8 @@ ARGS ?=
 TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/visloop/config.py src/visloop/config_assistant.py src/visloop/records \
 	src/visloop/prompts src/visloop/chat/base.py src/visloop/scenes src/visloop/reasoning \
 	src/visloop/assistant src/visloop/tools/base.py src/visloop/tools/values.py src/visloop/tools/signatures.py src/visloop/tools/prompt_pool.py \
+	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
+	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
 	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py
 
 # No telemetry, from this Makefile's children either.
@@ -75,6 +77,10 @@ lint: $(INSTALLED) ## ruff, format, import rules, types, spelling
 	$(RUN) -m mypy --no-error-summary $(TYPED)
 	$(VENV)/bin/codespell
 	echo "lint: ok"
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## 100,000 random and hostile programs through parser, checks, evaluator and interpreter (ARGS="--seed 1 --count ...")
+	@$(RUN) -m tests.fuzz_programs $(ARGS)
 
 .PHONY: base
 base: $(INSTALLED) ## train the embedded models from nothing and write their model cards (minutes to an hour)

@@ -31,6 +31,13 @@ class ReplaceBackend(Enum):
     diffusion = "diffusion"
 
 
+class SegmentKind(Enum):
+    """What SEG takes from a mask model: ``panoptic`` cuts the picture into objects and surfaces, ``instance`` finds objects only."""
+
+    panoptic = "panoptic"
+    instance = "instance"
+
+
 class ListBackend(Enum):
     """Who knows names. ``facts``: a file of facts; ``chat``: a chat model."""
 
@@ -80,7 +87,12 @@ class VisionConfig:
 class PromptTuning:
     """Training-validation prompt tuning on frozen weights (CLOVA 3.4). ``tokens``: soft tokens per prompt; ``prompts``: how many are
     learned per concept, each from other instances; ``min_validation``: fraction of validation instances from which a prompt is kept;
-    ``max_base_drop``: how much of the replay set's accuracy it may cost; ``max_prompts``: kept per concept."""
+    ``max_base_drop``: how much of the replay set's accuracy it may cost; ``max_prompts``: kept per concept.
+
+    ``batch_size``: pictures per step, where a step does not take all of a prompt's; ``init_std``: spread of the first values (0:
+    zeros); ``layers``: layers of deep prompts; ``decay_every``: steps after which the rate falls to a tenth (0: never);
+    ``gradient_clip``: largest norm (0: none); ``min_overlap``: intersection over union from which a region counts as found;
+    ``min_similarity``: prompts learned from less similar pictures and questions are not used (-1: all are)."""
 
     tokens: int = 4
     prompts: int = 4
@@ -95,14 +107,53 @@ class PromptTuning:
     max_prompts: int = 10
     ensemble: int = 10
     temperature: float = 0.1
+    batch_size: int = 4
+    init_std: float = 0.0
+    layers: int = 1
+    decay_every: int = 0
+    gradient_clip: float = 0.0
+    label_smoothing: float = 0.0
+    min_overlap: float = 0.5
+    min_similarity: float = -1.0
+
+
+@dataclass
+class DetectionLoss:
+    """What LOC's prompts are trained with: focal loss (``alpha``, ``gamma``), distance and overlap of boxes, after an optimal
+    assignment of predictions to targets by the three costs. ``texts``: names a picture is asked for besides the concept."""
+
+    alpha: float = 0.3
+    gamma: float = 2.0
+    class_weight: float = 1.0
+    box_weight: float = 1.0
+    overlap_weight: float = 1.0
+    class_cost: float = 2.0
+    box_cost: float = 5.0
+    overlap_cost: float = 2.0
+    texts: int = 14
+
+
+@dataclass
+class PaintConfig:
+    """In-painting. ``size``: side of the square canvas in pixels, a multiple of 8 (0: the model's own); ``steps`` of the sampler."""
+
+    size: int = 0
+    steps: int = 50
+    guidance: float = 7.5
+    seed: int = 0
 
 
 @dataclass
 class ToolsConfig:
-    """The toolbox: a backend per tool. ``plugins`` are modules that register further tools (``package.module``)."""
+    """The toolbox: a backend per tool. ``plugins`` are modules that register further tools (``package.module``).
+
+    ``tuning`` holds for every learnable tool that ``tunings`` does not name. ``categories`` are the words that a segmenter without
+    classes of its own (clipseg) looks for."""
 
     loc: RegionBackend = RegionBackend.proposals
     seg: RegionBackend = RegionBackend.proposals
+    segments: SegmentKind = SegmentKind.panoptic
+    categories: list[str] = field(default_factory=list)
     vqa: VqaBackend = VqaBackend.clip
     replace: ReplaceBackend = ReplaceBackend.paste
     names: ListBackend = ListBackend.facts
@@ -114,13 +165,22 @@ class ToolsConfig:
     facts: str = ""
     max_image_side: int = 640
     tuning: PromptTuning = field(default_factory=PromptTuning)
+    tunings: dict[str, PromptTuning] = field(default_factory=dict)
+    detection: DetectionLoss = field(default_factory=DetectionLoss)
+    paint: PaintConfig = field(default_factory=PaintConfig)
     plugins: list[str] = field(default_factory=list)
+
+    def find_tuning(self, tool: str) -> PromptTuning:
+        """How a tool's prompts are tuned: its own settings, or those of all."""
+        return self.tunings.get(tool, self.tuning)
 
 
 @dataclass
 class PlannerConfig:
     """Inference (CLOVA 3.2): how many demonstrations a prompt shows, and the switches of the ablations. ``failures_from``: failed
-    demonstrations are shown once a pool holds more than so many."""
+    demonstrations are shown once a pool holds more than so many. ``candidates``: demonstrations that slot filling tries per task;
+    ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program. ``temperature``, ``top_p`` and
+    ``max_new_tokens`` are the LLM's."""
 
     choice: PlannerChoice = PlannerChoice.slot_filling
     encoder: EncoderChoice = EncoderChoice.words
@@ -130,16 +190,29 @@ class PlannerConfig:
     use_plan: bool = True
     use_failures: bool = True
     max_tries: int = 2
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    candidates: int = 16
+    min_confidence: float = 0.9
 
 
 @dataclass
 class ReflectionConfig:
-    """Reflection (CLOVA 3.3). ``critic`` writes the critiques; the switches are those of the ablations."""
+    """Reflection (CLOVA 3.3). ``critic`` writes the critiques; the switches are those of the ablations. ``max_tries``: how often a prompt
+    is asked until its reply can be read; ``temperature``, ``top_p`` and ``max_new_tokens`` are the LLM's. ``candidates``: other results
+    that blame tries per step; ``doubt``: confidence, 0-1, below which a step is wrong by itself."""
 
     critic: CriticChoice = CriticChoice.blame
     use_global: bool = True
     use_local: bool = True
     max_unreadable_rate: float = 0.2
+    max_tries: int = 2
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    candidates: int = 8
+    doubt: float = 0.6
 
 
 @dataclass

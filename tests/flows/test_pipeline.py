@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,6 +186,29 @@ def own_server(tmp_path: Path) -> Iterator[Place]:
                 process.kill()
         except psutil.Error:
             continue  # it ended meanwhile, or belongs to somebody else
+
+
+def test_a_run_killed_three_times_ends_like_one_that_was_not(finished: Finished, own_server: Place) -> None:
+    """Killed after the first shard of chains, while an agent is trained, and while a DPO round is."""
+    data, stopped = own_server.data, []
+    for sign in ("reasoning/paths/.stage/shards/00000.jsonl.json", "models/summarizer/.stage/build", "rounds/01/model/.stage/build"):
+        process = own_server.start(own_server.command("pipeline"))
+        limit = time.monotonic() + 300
+        while not (data / sign).exists():
+            assert process.poll() is None and time.monotonic() < limit, (sign, own_server.log.read_text()[-4000:])
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        stopped.append(own_server.log.read_text())
+        assert (data / sign.partition("/.stage")[0] / ".stage").is_dir(), "it was killed in the middle of the stage"
+    text = own_server.run("pipeline")
+    assert "the Prefect server of a flow that was killed" in "".join(stopped) + text
+    states = read_states(text)
+    assert states["dataset"] == states["sft reasoner"] == states["sft summarizer"] == "skipped" and states["report"] == "ran"
+    assert read_states(stopped[1])["paths"] == "continued", "the first shard was not made twice"
+    assert read_manifests(data) == read_manifests(finished.place.data)
+    assert hash_file(data / "reports" / "metrics.json") == finished.files["reports/metrics.json"]
+    assert read_history(own_server)[0] == read_history(finished.place)[0]
 
 
 def test_damaged_files_are_named_and_made_again(finished: Finished, copied: Place) -> None:

@@ -34,13 +34,15 @@ Argument: TypeAlias = Reference | Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
-    """One line. ``arguments`` keep their order; ``line`` counts from 1 and ``columns`` (from 1) say where each argument begins."""
+    """One line. ``arguments`` keep their order; ``line`` counts from 1, ``columns`` (from 1) say where each argument begins and
+    ``tool_column`` where the tool's name does."""
 
     variable: str
     tool: str
     arguments: tuple[tuple[str, Argument], ...]
     line: int = 0
     columns: tuple[int, ...] = ()
+    tool_column: int = 1
 
     def find_argument(self, name: str) -> Argument | None:
         """The argument of this name, or None."""

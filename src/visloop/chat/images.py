@@ -80,7 +80,7 @@ def _load_cached(path: Path, modified: int, size: int, max_pixels: int, min_pixe
             if width * height > MAX_DECLARED_PIXELS:
                 raise DataError(f"{path}: the picture declares {width}x{height} pixels; at most {MAX_DECLARED_PIXELS} are decoded")
             opened.load()
-            picture = _flatten_alpha(ImageOps.exif_transpose(opened))
+            picture = flatten_alpha(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not a picture in a known format ({size} bytes)") from error
     except Image.DecompressionBombError as error:
@@ -90,7 +90,8 @@ def _load_cached(path: Path, modified: int, size: int, max_pixels: int, min_pixe
     return _fit_pixels(picture, max_pixels=max_pixels, min_pixels=min_pixels)
 
 
-def _flatten_alpha(picture: Image.Image) -> Image.Image:
+def flatten_alpha(picture: Image.Image) -> Image.Image:
+    """The picture as RGB; transparent parts are white."""
     if "A" not in picture.getbands() and "transparency" not in picture.info:
         return picture.convert("RGB")
     layer = picture.convert("RGBA")

@@ -217,7 +217,8 @@ class Instance:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptEntry:
     """One learned prompt of one tool and concept. Its tensors (``<id>.feature`` (d,) and ``<id>.prompt`` (tokens, width)) lie in the
-    pool's safetensors file; ``base_accuracy`` is the tool's accuracy on the replay set with this prompt in the pool."""
+    pool's safetensors file; ``base_accuracy`` is the tool's accuracy on the replay set with this prompt in the pool; ``group`` is the
+    kind of word that the concept competes with (shape, colour)."""
 
     id: str
     tool: str
@@ -230,6 +231,7 @@ class PromptEntry:
     base_accuracy: float
     base_accuracy_before: float
     cycle: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

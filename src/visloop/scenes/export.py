@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
 from visloop.errors import ConfigError, DataError
 from visloop.ids import make_id, seed_for
 from visloop.records.reasoning import GroundTruth, Sample, Split
@@ -73,17 +75,19 @@ def _draw_balanced(
     return questions
 
 
+def save_picture(picture: Image.Image, *, out: Path) -> tuple[str, str]:
+    """Write one picture as ``<first two hex>/<sha256>.png`` under ``out``; returns this name and the hash."""
+    data, digest = encode_png(picture)
+    path = out / digest[:2] / f"{digest}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return f"{digest[:2]}/{path.name}", digest
+
+
 def save_pictures(scene: Scene, *, out: Path, spec: WorldSpec = DEFAULT_WORLD) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Write the scene's pictures as ``<first two hex>/<sha256>.png`` under ``out``; returns these names and the hashes."""
-    names, hashes = [], []
-    for picture in render_scene(scene, spec=spec):
-        data, digest = encode_png(picture)
-        path = out / digest[:2] / f"{digest}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        names.append(f"{digest[:2]}/{path.name}")
-        hashes.append(digest)
-    return tuple(names), tuple(hashes)
+    saved = [save_picture(picture, out=out) for picture in render_scene(scene, spec=spec)]
+    return tuple(name for name, _ in saved), tuple(digest for _, digest in saved)
 
 
 def make_records(

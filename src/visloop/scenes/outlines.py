@@ -39,6 +39,18 @@ def _star() -> tuple[Polygon, ...]:
     return tuple(kites)
 
 
+def _lobe(center: float, *, radius: float) -> Polygon:
+    """A circle of 16 corners whose centre lies at (``center``, -0.35)."""
+    angles = [2 * math.pi * index / 16 for index in range(16)]
+    return tuple((center + radius * math.cos(angle), -0.35 + radius * math.sin(angle)) for angle in angles)
+
+
+def _semicircle() -> Polygon:
+    """The upper half of a disc, moved down so that it holds the centre."""
+    angles = [math.pi + math.pi * index / 16 for index in range(17)]
+    return tuple((0.92 * math.cos(angle), 0.38 + 0.92 * math.sin(angle)) for angle in angles)
+
+
 OUTLINES: dict[str, tuple[Polygon, ...]] = {
     "circle": (_regular(24),),
     "square": (_box(-0.9, -0.9, 0.9, 0.9),),
@@ -49,8 +61,21 @@ OUTLINES: dict[str, tuple[Polygon, ...]] = {
     "hexagon": (_regular(6, turn=math.pi / 6),),
     "bar": (_box(-1.0, -0.4, 1.0, 0.4),),
     "pillar": (_box(-0.4, -1.0, 0.4, 1.0),),
+    "pentagon": (_regular(5),),
+    "semicircle": (_semicircle(),),
+    "heart": (
+        _lobe(-0.46, radius=0.48),
+        _lobe(0.46, radius=0.48),
+        ((-0.87, -0.12), (-0.46, -0.5), (0.46, -0.5), (0.87, -0.12), (0.0, 0.98)),
+    ),
     "arrow": (((-0.1, -0.9), (1.0, 0.0), (-0.1, 0.9)), _box(-1.0, -0.36, 0.1, 0.36)),
 }
+
+
+def measure_outline(outline: str) -> tuple[float, float, float, float]:
+    """How far an outline reaches left, up, right and down of its centre, in radii."""
+    corners = [corner for part in OUTLINES[outline] for corner in part]
+    return -min(x for x, _ in corners), -min(y for _, y in corners), max(x for x, _ in corners), max(y for _, y in corners)
 
 
 def _half_planes(polygon: Polygon) -> NDArray[np.float64]:
@@ -66,14 +91,19 @@ def _half_planes(polygon: Polygon) -> NDArray[np.float64]:
 _PLANES = {name: tuple(_half_planes(part) for part in parts) for name, parts in OUTLINES.items()}
 
 
-def cover_pixels(outline: str, *, dx: NDArray[np.float64], dy: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+def cover_pixels(
+    outline: str, *, dx: NDArray[np.float64], dy: NDArray[np.float64], radius: float, turn: float = 0.0
+) -> NDArray[np.float64]:
     """How much of each pixel an outline of ``radius`` pixels covers, 0 to 1 (anti-aliased over one pixel).
 
     ``dx`` (w,) and ``dy`` (h,) are the offsets of the pixel centres from the object's centre, in pixels; the result is (h, w).
+    ``turn`` turns the outline clockwise, in radians.
     """
     distance: NDArray[np.float64] | None = None
     for planes in _PLANES[outline]:
         a, b, c = planes[:, 0], planes[:, 1], planes[:, 2]
+        if turn:
+            a, b = a * math.cos(turn) - b * math.sin(turn), a * math.sin(turn) + b * math.cos(turn)
         part = (a[:, None, None] * dx[None, None, :] + b[:, None, None] * dy[None, :, None] - radius * c[:, None, None]).max(axis=0)
         distance = part if distance is None else np.minimum(distance, part)
     if distance is None:

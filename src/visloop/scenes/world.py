@@ -11,6 +11,7 @@ from typing import Any, Literal
 from visloop.errors import ConfigError, DataError
 from visloop.ids import hash_json, make_id, seed_for
 from visloop.scenes.outlines import OUTLINES
+from visloop.scenes.textures import TEXTURES
 
 Attribute = Literal["size", "pattern", "color", "shape"]
 ATTRIBUTES: tuple[Attribute, ...] = ("size", "pattern", "color", "shape")
@@ -117,6 +118,47 @@ class WorldSpec:
 
 
 DEFAULT_WORLD = WorldSpec()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """How a world is drawn beyond what every world has.
+
+    ``textures`` names the texture of each pattern that is not plain; ``turn`` is the most that an object is turned, in radians;
+    ``tint`` the most that the ground's red, green and blue differ from ``background``; ``scale_jitter`` the most that an object's
+    radius differs from its size's, as a fraction. ``anchor`` says where in its cell an object's centre lies (0.5: in the middle), and
+    ``separate`` keeps every object inside its cell.
+    """
+
+    textures: tuple[tuple[str, str], ...] = ()
+    turn: float = 0.0
+    tint: int = 0
+    scale_jitter: float = 0.05
+    anchor: float = 0.5
+    separate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StyledWorld(WorldSpec):
+    """A world with a style of its own."""
+
+    style: Style = Style()
+
+    def __post_init__(self) -> None:
+        WorldSpec.__post_init__(self)
+        patterns = {pattern.name for pattern in self.patterns}
+        strangers = [entry for entry in self.style.textures if entry[0] not in patterns or entry[1] not in TEXTURES]
+        if strangers:
+            raise ConfigError(
+                f"world {self.name!r}: textures {strangers} must pair patterns of {sorted(patterns)} with textures of {TEXTURES}"
+            )
+
+
+def find_style(spec: WorldSpec) -> Style:
+    """The world's own style; without one, striped patterns have stripes and nothing else is special."""
+    if isinstance(spec, StyledWorld):
+        return spec.style
+    return Style(textures=tuple((pattern.name, "stripes") for pattern in spec.patterns if pattern.stripes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,174 @@
+"""Alignment of a new instruction with a template: which of its words fill which slot.
+
+Dynamic programming over (element of the template, word of the instruction) keeps the best few partial alignments per cell, so that
+neighbouring slots try every split of the words between them. The score is an alignment ratio: twice the matched weight over the weight of
+both texts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, Word
+from visloop.assistant.templates import Slot, Template, slot_kind
+
+LONGEST_FILL = 4
+"""Words per slot."""
+_KEPT = 4
+_SLOT_WEIGHT = 1.0
+_UNSURE, _UNINTRODUCED, _TRAILING, _TEMPLATE = 0.6, -0.5, 0.0, 0.1
+"""What a concept slot gains by a word, where a known concept gains 1: an unknown word after a determiner or a modifier, one without,
+one after a known noun, a template word."""
+_BAG = 0.5
+"""How much of the score is words in common wherever they stand."""
+DETERMINERS = frozenset({"a", "an", "the", "any", "every", "each", "all", "many", "some", "no", "more", "both", "and", "or", "than", "of"})
+_LENGTH_PENALTY = 0.15
+_SPLIT_PENALTY = 0.6
+"""For two slots that take neighbouring words although fixed words stand between them in the template."""
+_LOST_PENALTY = 0.5
+"""For a number, relation or attribute of the instruction that nothing takes up."""
+_STEM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """``fills[k]`` is the range of words (start, stop) that slot k takes, empty for an optional one that takes none; ``score`` is 0-1."""
+
+    fills: tuple[tuple[int, int], ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    gain: float
+    fills: tuple[tuple[int, int], ...] = ()
+
+
+def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) -> list[Alignment]:
+    """The best few ways to read ``words`` as the template's instruction, best first, with different fills.
+
+    Every slot is filled. A word that is surely a concept is never left over; unknown words may be.
+    """
+    elements = template.elements
+    row: list[list[_Partial]] = [[_Partial(0.0)]] + [[] for _ in words]
+    _skip_words(row, words, lexicon)
+    apart = False
+    for element in elements:
+        following: list[list[_Partial]] = [[] for _ in range(len(words) + 1)]
+        for place, partials in enumerate(row):
+            if not partials:
+                continue
+            if isinstance(element, Slot):
+                if element.optional:
+                    following[place] += [_Partial(partial.gain, (*partial.fills, (place, place))) for partial in partials]
+                for stop in range(place + 1, min(place + LONGEST_FILL, len(words)) + 1):
+                    gain = _gain_of_fill(element, words, place, stop, lexicon)
+                    if gain is not None:
+                        following[stop] += [
+                            _Partial(
+                                partial.gain + gain - (_SPLIT_PENALTY if apart and _ends_at(partial, place) else 0.0),
+                                (*partial.fills, (place, stop)),
+                            )
+                            for partial in partials
+                        ]
+                continue
+            following[place] += partials
+            if place < len(words) and (gain := _gain_of_match(element, words[place].norm, lexicon)):
+                following[place + 1] += [_Partial(partial.gain + gain, partial.fills) for partial in partials]
+        apart = not isinstance(element, Slot)
+        row = [_keep_best(partials) for partials in following]
+        _skip_words(row, words, lexicon)
+    return sorted((_score(partial, template, words, lexicon) for partial in row[-1]), key=lambda alignment: -alignment.score)
+
+
+def _score(partial: _Partial, template: Template, words: Sequence[Word], lexicon: Lexicon) -> Alignment:
+    """The alignment ratio, mixed with the share of words in common wherever they stand."""
+    weight, fixed = 0.0, list[str]()
+    for element in template.elements:
+        weight += lexicon.weigh(element) if isinstance(element, str) else _SLOT_WEIGHT
+        if isinstance(element, str):
+            fixed.append(element)
+        elif not element.is_open:
+            fixed += element.norms
+    taken: set[int] = set()
+    opened: set[int] = set()
+    for slot, (start, stop) in zip(template.slots, partial.fills, strict=True):
+        weight += _SLOT_WEIGHT if start < stop else 0.0
+        taken.update(range(start, stop))
+        opened.update(range(start, stop) if slot.is_open else ())
+    weight += sum(lexicon.weigh(word.norm) for place, word in enumerate(words) if place not in taken)
+    bag = _share_words([word.norm for place, word in enumerate(words) if place not in opened], fixed, lexicon)
+    ratio = max(0.0, 2 * partial.gain / weight) if weight else 0.0
+    return Alignment(partial.fills, (1 - _BAG) * ratio + _BAG * bag)
+
+
+def _share_words(first: Sequence[str], second: Sequence[str], lexicon: Lexicon) -> float:
+    """The weight of words that two texts share, in any order, as a ratio of the weight of both."""
+    bags = []
+    for norms in (first, second):
+        bag: dict[str, float] = {}
+        for norm in norms:
+            stem = norm[: _STEM + 1]
+            bag[stem] = max(bag.get(stem, 0.0), lexicon.weigh(norm))
+        bags.append(bag)
+    total = sum(bags[0].values()) + sum(bags[1].values())
+    return sum(bags[0][stem] + bags[1][stem] for stem in bags[0].keys() & bags[1].keys()) / total if total else 1.0
+
+
+def _skip_words(row: list[list[_Partial]], words: Sequence[Word], lexicon: Lexicon) -> None:
+    """Let words be left over, where that is allowed: from each cell to the next."""
+    for place, word in enumerate(words):
+        if not row[place] or lexicon.is_sure(word.norm):
+            continue
+        lost = _LOST_PENALTY if slot_kind(word.norm, lexicon=lexicon) not in (None, "concept") else 0.0
+        row[place + 1] = _keep_best(
+            [
+                *row[place + 1],
+                *(_Partial(partial.gain - lost, partial.fills) for partial in row[place]),
+            ]
+        )
+
+
+def _ends_at(partial: _Partial, place: int) -> bool:
+    """Whether the last slot that took words took the word before ``place``."""
+    return any(start < stop == place for start, stop in partial.fills[-1:])
+
+
+def _keep_best(partials: Sequence[_Partial]) -> list[_Partial]:
+    best: dict[tuple[tuple[int, int], ...], _Partial] = {}
+    for partial in partials:
+        if partial.fills not in best or best[partial.fills].gain < partial.gain:
+            best[partial.fills] = partial
+    return sorted(best.values(), key=lambda partial: -partial.gain)[:_KEPT]
+
+
+def _gain_of_fill(slot: Slot, words: Sequence[Word], start: int, stop: int, lexicon: Lexicon) -> float | None:
+    """What it counts that a slot takes words ``start`` to ``stop``; None if it cannot."""
+    taken = words[start:stop]
+    if tuple(word.norm for word in taken) == slot.norms:
+        return _SLOT_WEIGHT
+    kinds = [slot_kind(word.norm, lexicon=lexicon) for word in taken]
+    if slot.kind != "concept":
+        return _SLOT_WEIGHT if kinds == [slot.kind] else None
+    gains: list[float] = []
+    for place, (word, kind) in enumerate(zip(taken, kinds, strict=True), start=start):
+        before = words[place - 1].norm if place else ""
+        if lexicon.is_sure(word.norm):
+            gains.append(1.0)
+        elif kind == "concept" and place > start and lexicon.is_sure(before) and before not in lexicon.modifiers:
+            gains.append(_TRAILING)
+        elif kind == "concept":
+            introduced = before in DETERMINERS or before.isdigit() or (place > start and gains[-1] > 0) or taken[-1].norm == slot.norms[-1]
+            gains.append(_UNSURE if introduced else _UNINTRODUCED)
+        elif word.norm in FUNCTION_WORDS or kind is not None:
+            return None
+        else:
+            gains.append(_TEMPLATE)
+    return _SLOT_WEIGHT * sum(gains) / len(gains) - _LENGTH_PENALTY * abs(len(taken) - len(slot.norms))
+
+
+def _gain_of_match(element: str, norm: str, lexicon: Lexicon) -> float:
+    """What it counts that two fixed words meet: their weight if they are the same word, less for the same stem, else nothing."""
+    if element == norm:
+        return lexicon.weigh(norm)
+    stem = min(len(element), len(norm)) > _STEM and element[: _STEM + 1] == norm[: _STEM + 1]
+    return 0.7 * min(lexicon.weigh(element), lexicon.weigh(norm)) if stem and element not in FUNCTION_WORDS else 0.0

@@ -1,0 +1,231 @@
+"""One reflect-and-learn cycle over a stream of tasks with feedback (CLOVA 3): the order of things is the algorithm.
+
+``Cycle.step`` takes the state after one task to the state after the next; ``run_cycle`` is the whole of it. The programs of a batch run
+side by side, and so do their first critiques; what is learned is applied in the order of the stream. A later task is tried again first
+with what earlier ones taught.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from visloop.assistant.attempts import choose_grain, learn_from_run
+from visloop.assistant.cases import Case, ReflectionGrain
+from visloop.assistant.cycle_state import CycleRecords, CycleState, Pools, open_state
+from visloop.assistant.gate import GateReport, gate_pools
+from visloop.assistant.lessons import count_votes, make_successes
+from visloop.assistant.reflection import count_unreadable
+from visloop.assistant.runs import CycleParts, TaskRun, make_case, propose_programs, run_proposals, run_tasks
+from visloop.errors import ConfigError, ReplyError
+from visloop.ids import make_id, seed_for
+from visloop.records.assistant import Critique, Task, UpdateOutcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleResult:
+    """What a cycle came to. ``counts``: tasks, right at first, solved, updates by state, critiques by culprit and status; ``known`` goes
+    into the next cycle."""
+
+    cycle: int
+    pools: Pools
+    records: CycleRecords
+    gate: GateReport
+    counts: dict[str, int]
+    known: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """First runs of a batch with the opening pools, and the first critique of each wrong one."""
+
+    number: int
+    opening: Pools
+    runs: list[TaskRun]
+    critiques: dict[str, Critique]
+
+
+class Cycle:
+    """The transitions of a cycle's state. Beyond its arguments it holds only what can be computed again from a state.
+
+    Raises:
+        ConfigError: a task occurs twice in the stream.
+    """
+
+    def __init__(self, tasks: Sequence[Task], *, parts: CycleParts) -> None:
+        ids = [task.id for task in tasks]
+        if len(set(ids)) != len(ids):
+            raise ConfigError("cycle: a task occurs twice in the stream; give each once")
+        self.tasks, self.parts = tuple(tasks), parts
+        self.batch = max(parts.batch or len(tasks), 1)
+        self._held: _Batch | None = None
+
+    def is_done(self, state: CycleState) -> bool:
+        """Whether every task of the stream has been learned from."""
+        return state.position >= len(self.tasks)
+
+    def step(self, state: CycleState) -> CycleState:
+        """The state after the next task of the stream. ``state`` is not changed."""
+        batch = self._open_batch(state)
+        run = batch.runs[state.position % self.batch]
+        if run.right:
+            return self._accept(state, run)
+        now = self._run_again(state, run) if not state.pools.says_the_same(batch.opening) else run
+        if now.right:
+            return self._accept(state, now, before=run)
+        first = batch.critiques.get(now.trace.id)
+        lesson = learn_from_run(
+            now,
+            first=first,
+            pools=state.pools,
+            parts=self.parts,
+            known=state.known,
+            hopeless=state.hopeless,
+            cycle=state.cycle,
+        )
+        pools = lesson.pools
+        if self.parts.learning.update_llm:
+            votes = count_votes(run.trace, accepted=False, critiques=lesson.records.critiques, taught_tool=lesson.taught_tool)
+            pools = self._vote(pools, votes)
+        records = state.records.add(CycleRecords(traces=(run.trace,), feedback=(run.feedback,))).add(lesson.records)
+        return state.advance(batch=self.batch, pools=pools, records=records, known=lesson.known, hopeless=lesson.hopeless)
+
+    def _open_batch(self, state: CycleState) -> _Batch:
+        number = state.position // self.batch
+        if self._held is None or self._held.number != number or self._held.opening is not state.opening:
+            tasks = self.tasks[number * self.batch : (number + 1) * self.batch]
+            runs = run_tasks(tasks, pools=state.opening, parts=self.parts, cycle=state.cycle)
+            self._held = _Batch(number, state.opening, runs, self._criticize(runs, pools=state.opening))
+        return self._held
+
+    def _criticize(self, runs: Sequence[TaskRun], *, pools: Pools) -> dict[str, Critique]:
+        """The first critiques of the wrong runs, by trace: one batch per grain."""
+        by_grain: dict[ReflectionGrain, list[Case]] = {}
+        for run in runs if self.parts.learning.budget else ():
+            if not run.right:
+                case = make_case(run, parts=self.parts)
+                grain = choose_grain(0, case, parts=self.parts)
+                if grain is not None:
+                    by_grain.setdefault(grain, []).append(case)
+        tools, seed = self.parts.tools.with_pool(pools.prompts), seed_for(self.parts.seed, "critique", 0)
+        found: dict[str, Critique] = {}
+        for grain, cases in by_grain.items():
+            for critique in self.parts.critic.criticize(cases, grain=grain, tools=tools, seed=seed):
+                found[critique.trace_id] = critique
+        return found
+
+    def _run_again(self, state: CycleState, run: TaskRun) -> TaskRun:
+        """The run with the pools as they are now; the same one where nothing would be different."""
+        task = run.execution.job.task
+        [proposal] = propose_programs([task], pools=state.pools, parts=self.parts)
+        same = replace(proposal, demonstrations=run.trace.proposal.demonstrations) == run.trace.proposal
+        if same and state.pools.prompts.hash == state.opening.prompts.hash:
+            return run
+        [again] = run_proposals([task], [proposal], pools=state.pools, parts=self.parts, cycle=state.cycle)
+        return again
+
+    def _accept(self, state: CycleState, run: TaskRun, *, before: TaskRun | None = None) -> CycleState:
+        """A right run leaves its demonstrations, unless its instruction has one already, and a vote for those that it was shown."""
+        task, pools = run.execution.job.task, state.pools
+        added = CycleRecords(traces=(run.trace,), feedback=(run.feedback,))
+        if before is not None:
+            outcome = UpdateOutcome(
+                id=make_id("outcome", state.cycle, before.feedback.id, "earlier"),
+                feedback_id=before.feedback.id,
+                critique_id="",
+                kind=None,
+                state="no_update",
+                solved=True,
+                rerun_trace_id=run.trace.id,
+                reason="right with what earlier tasks of the stream taught",
+            )
+            added = CycleRecords(traces=(before.trace,), feedback=(before.feedback,)).add(added).add(CycleRecords(outcomes=(outcome,)))
+        if self.parts.learning.update_llm:
+            pools = self._vote(pools, count_votes(run.trace, accepted=True, critiques=(), taught_tool=False))
+            shown = pools.demonstrations.find("program", "success", task.kind)
+            if all(entry.instruction != task.instruction for entry in shown):
+                learned = make_successes(task, run.trace, provenance="accepted", cycle=state.cycle)
+                pools = replace(pools, demonstrations=pools.demonstrations.add(learned))
+        return state.advance(batch=self.batch, pools=pools, records=state.records.add(added))
+
+    def _vote(self, pools: Pools, votes: dict[str, int]) -> Pools:
+        if not votes:
+            return pools
+        return replace(pools, demonstrations=pools.demonstrations.vote(votes, self.parts.learning.min_score))
+
+    def close(self, state: CycleState, *, start: Pools, replay: Sequence[Task] = (), held_out: Sequence[Task] = ()) -> CycleResult:
+        """Pass the gate and count.
+
+        Args:
+            start: the pools before the cycle.
+            replay: tasks that were right before.
+            held_out: tasks that are in no stream.
+
+        Raises:
+            ConfigError: the stream is not at its end, or a gate task is in the stream.
+            ReplyError: more critiques than ``reflection.max_unreadable_rate`` could not be read.
+        """
+        if not self.is_done(state):
+            raise ConfigError(f"cycle {state.cycle}: {state.position} of {len(self.tasks)} tasks are done; close it after the last")
+        leaked = {task.id for task in held_out} & {task.id for task in self.tasks}
+        if leaked:
+            raise ConfigError(f"cycle {state.cycle}: held-out task {min(leaked)} is in the stream")
+        critiques = state.records.critiques
+        unreadable, limit = count_unreadable(critiques), self.parts.reflection.max_unreadable_rate
+        if critiques and unreadable / len(critiques) > limit:
+            raise ReplyError(
+                f"cycle {state.cycle}: {unreadable} of {len(critiques)} critiques of {self.parts.critic.name} could not be read "
+                f"(limit {limit:.0%}); see their replies, or choose another critic"
+            )
+        pools, gate = gate_pools(start, state.pools, replay=replay, held_out=held_out, parts=self.parts, cycle=state.cycle)
+        return CycleResult(
+            cycle=state.cycle,
+            pools=pools,
+            records=state.records,
+            gate=gate,
+            counts=_count(state.records, len(self.tasks)),
+            known=state.known,
+        )
+
+
+def run_cycle(
+    tasks: Sequence[Task],
+    *,
+    parts: CycleParts,
+    pools: Pools,
+    cycle: int,
+    replay: Sequence[Task] = (),
+    held_out: Sequence[Task] = (),
+    known: frozenset[tuple[str, str]] = frozenset(),
+    state: CycleState | None = None,
+    on_state: Callable[[CycleState], None] | None = None,
+) -> CycleResult:
+    """Run a cycle to its end.
+
+    Args:
+        pools: what the assistant has learned before.
+        known: (owner, word) pairs that tools turned out to know, from earlier cycles.
+        state: where to go on from; the result is that of a cycle that was never stopped.
+        on_state: called with the state after each task, e.g. to save it.
+
+    Raises:
+        ConfigError, ReplyError: see ``Cycle.close``.
+    """
+    machine = Cycle(tasks, parts=parts)
+    now = state or open_state(pools, cycle=cycle, known=known)
+    while not machine.is_done(now):
+        now = machine.step(now)
+        if on_state is not None:
+            on_state(now)
+    return machine.close(now, start=pools, replay=replay, held_out=held_out)
+
+
+def _count(records: CycleRecords, tasks: int) -> dict[str, int]:
+    firsts: dict[str, bool] = {}
+    for feedback in records.feedback:
+        firsts.setdefault(feedback.task_id, feedback.accepted)
+    solved = {outcome.feedback_id for outcome in records.outcomes if outcome.solved}
+    counts = Counter({"tasks": tasks, "right_at_first": sum(firsts.values()), "solved": len(solved)})
+    counts.update(f"updates/{outcome.state}" for outcome in records.outcomes)
+    counts.update(f"critiques/{critique.grain}/{critique.culprit}" for critique in records.critiques)
+    counts.update(f"critiques/{critique.status}" for critique in records.critiques)
+    return dict(sorted(counts.items()))

@@ -1,0 +1,346 @@
+"""Learning for a blamed tool (CLOVA 3.4): collect instances of the words that it does not know, tune prompts, keep what validates.
+
+A blamed call speaks of several words; only those that the tool is really bad at are learned. Nothing is changed in place: what was
+learned is a new snapshot of the prompt pool.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, Self, TypeGuard
+
+from PIL import Image
+
+from visloop.answers import read_boolean, read_number
+from visloop.assistant.cases import ANSWERED_LATER, Case, find_concept_step
+from visloop.assistant.inference import AnswerInference
+from visloop.assistant.providers import DataProvider, check_no_leak, split_instances
+from visloop.config_assistant import PromptTuning
+from visloop.datasets.images import store_picture
+from visloop.errors import DataError, ModelError, ToolError, TrainingError
+from visloop.ids import make_id, seed_for
+from visloop.records.assistant import Critique, Instance, UpdateState
+from visloop.tools.base import LearnableTool, Tool, ToolCall, ToolRunner, TuningReport
+from visloop.tools.prompt_pool import PromptPool
+
+
+class LearningTools(ToolRunner, Protocol):
+    """A toolbox whose tools can be taught."""
+
+    def find_tool(self, name: str) -> Tool | None:
+        """The tool of this name or alias, or None."""
+        ...
+
+    def with_pool(self, pool: PromptPool) -> Self:
+        """The same loaded tools with another snapshot of prompts."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachingSources:
+    """Where teaching material comes from.
+
+    ``providers`` by tool name, asked in order until there are enough positives; ``find_replay`` gives a tool's replay instances;
+    ``out`` and ``prefix`` (its path relative to the data folder) say where pictures of inferred instances are stored.
+    """
+
+    providers: Mapping[str, Sequence[DataProvider]]
+    find_replay: Callable[[str], Sequence[Instance]]
+    inference: AnswerInference
+    out: Path
+    prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningPlan:
+    """How much is collected, when a tool counts as knowing a word already, and whether validation decides (CLOVA 3.4).
+
+    ``positives`` and ``negatives`` are instances per concept, ``known_at`` is the accuracy on validation instances from which a word
+    counts as known.
+    """
+
+    positives: int
+    negatives: int
+    known_at: float
+    validation_share: float = 0.35
+    validate: bool = True
+
+
+def plan_tuning(tuning: PromptTuning, *, validate: bool) -> TuningPlan:
+    """The plan that goes with a toolbox's tuning configuration."""
+    return TuningPlan(
+        positives=tuning.instances + tuning.validation,
+        negatives=tuning.negatives,
+        known_at=tuning.min_validation,
+        validation_share=tuning.validation / (tuning.instances + tuning.validation),
+        validate=validate,
+    )
+
+
+def adapt_tuning(tuning: PromptTuning, *, validate: bool, ensemble: bool) -> PromptTuning:
+    """The tuning configuration to open the toolbox with, as the ablations want it: without validation every learned prompt is kept,
+    without the ensemble only the most similar prompt is used."""
+    if not validate:
+        tuning = replace(tuning, min_validation=0.0, max_base_drop=1.0)
+    return tuning if ensemble else replace(tuning, ensemble=1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ToolUpdate:
+    """What teaching a tool came to. ``pool`` is the given one where nothing was kept. ``known`` are (owner, word) pairs that turned out to
+    need no teaching; ``hopeless`` those that were taught without success."""
+
+    pool: PromptPool
+    state: UpdateState
+    reason: str
+    kept: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    answer: str | None = None
+    known: frozenset[tuple[str, str]] = frozenset()
+    hopeless: frozenset[tuple[str, str]] = frozenset()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def is_learnable(tool: Tool | None) -> TypeGuard[LearnableTool]:
+    """Whether a tool can be taught: its signature says so and it has the method."""
+    return tool is not None and tool.signature.learnable and callable(getattr(tool, "tune", None))
+
+
+@dataclass(slots=True)
+class _Lesson:
+    """What has come of the words so far."""
+
+    pool: PromptPool
+    kept: list[str] = field(default_factory=list)
+    concepts: list[str] = field(default_factory=list)
+    instances: list[Instance] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    states: list[UpdateState] = field(default_factory=list)
+    known: set[tuple[str, str]] = field(default_factory=set)
+    hopeless: set[tuple[str, str]] = field(default_factory=set)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def update_tool(
+    case: Case,
+    critique: Critique,
+    *,
+    tools: LearningTools,
+    pool: PromptPool,
+    sources: TeachingSources,
+    plan: TuningPlan,
+    passed_over: frozenset[tuple[str, str]] = frozenset(),
+    seed: int,
+    cycle: int,
+) -> ToolUpdate:
+    """Teach the blamed tool the words of its call that it is bad at.
+
+    The words come from the call (for SEG, from the later step that asks for them); for VQA the inferred right answer comes first.
+    A word whose data cannot be had, or whose tuning fails, is passed over with its reason; the others are learned.
+
+    Args:
+        tools: the toolbox with ``pool``.
+        passed_over: (owner, word) pairs that are known, or were taught without success, earlier in the cycle.
+    """
+    tool_name, call, words_of, gap = _find_call(case, critique, tools=tools)
+    tool = tools.find_tool(tool_name) if tool_name else None
+    if call is None or not is_learnable(tool):
+        return ToolUpdate(pool=pool, state="no_update", reason=gap or f"{critique.tool or 'the step'} learns nothing")
+    words, answer, inferred, lesson = list(words_of.list_concepts(call)) if words_of else [], None, [], _Lesson(pool)
+    if tool_name == ANSWERED_LATER:
+        found = sources.inference.infer(case, critique, tools=tools, seed=seed_for(seed, "infer", critique.id))
+        answer = found.answer
+        if answer is None:
+            lesson.reasons.append(found.reason)
+        else:
+            inferred = _make_inferred(case, call, answer, sources=sources)
+            words = [*([answer] if _is_word(answer) else []), *words]
+    for word in dict.fromkeys(words):
+        examples = _fit_examples(inferred, word, answer=answer)
+        _teach_word(
+            word, lesson, tool_name=tool_name, tools=tools, examples=examples, sources=sources, plan=plan, passed_over=passed_over,
+            seed=seed, cycle=cycle,
+        )  # fmt: skip
+    if not words:
+        lesson.reasons.append("the call names no word that could be learned")
+    order: tuple[UpdateState, ...] = ("kept", "refused", "no_data", "no_update")
+    state: UpdateState = next((state for state in order if state in lesson.states), "no_update")
+    return ToolUpdate(
+        pool=lesson.pool,
+        state=state,
+        reason="; ".join(reason for reason in lesson.reasons if reason),
+        kept=tuple(lesson.kept),
+        concepts=tuple(lesson.concepts),
+        instances=tuple(lesson.instances),
+        answer=answer,
+        known=frozenset(lesson.known),
+        hopeless=frozenset(lesson.hopeless),
+        metrics=lesson.metrics,
+    )
+
+
+def _find_call(case: Case, critique: Critique, *, tools: LearningTools) -> tuple[str, ToolCall | None, LearnableTool | None, str]:
+    """(name of the tool to teach, the call that names the words, the tool that reads them, why there is none)."""
+    execution, step = case.execution, critique.step
+    if execution.program is None or step is None or step > len(execution.steps):
+        return "", None, None, "the blamed step was not run"
+    where = find_concept_step(execution.program, step, find_signature=tools.find_signature)
+    if where is None or where > len(execution.steps):
+        return "", None, None, f"{critique.tool or 'the step'} learns nothing"
+    name, reader_name = execution.program.statements[step - 1].tool, execution.program.statements[where - 1].tool
+    reader = tools.find_tool(reader_name)
+    # a SEG that finds regions without naming them cannot be taught: the step that names them can
+    taught = name if is_learnable(tools.find_tool(name)) else reader_name
+    return taught, execution.steps[where - 1].call, reader if is_learnable(reader) else None, ""
+
+
+def _teach_word(
+    word: str,
+    lesson: _Lesson,
+    *,
+    tool_name: str,
+    tools: LearningTools,
+    examples: Sequence[Instance],
+    sources: TeachingSources,
+    plan: TuningPlan,
+    passed_over: frozenset[tuple[str, str]],
+    seed: int,
+    cycle: int,
+) -> None:
+    tool = tools.with_pool(lesson.pool).find_tool(tool_name)
+    if not is_learnable(tool):
+        return
+    key = (tool.owner, word)
+    if key in passed_over:
+        lesson.reasons.append(f"{word!r}: known, or taught without success, earlier in the cycle")
+        return
+    if lesson.pool.find_prompts(tool.owner, word):
+        lesson.reasons.append(f"{word!r}: has prompts already")
+        return
+    try:
+        instances = collect_instances(word, tool=tool_name, examples=examples, sources=sources, plan=plan, seed=seed)
+        shortage = _find_shortage(instances, tool=tool_name, plan=plan)
+        if shortage:
+            lesson.states.append("no_data")
+            lesson.reasons.append(f"{word!r}: {shortage}")
+            return
+        report = tool.tune(
+            word, instances=instances, replay=sources.find_replay(tool_name), seed=seed_for(seed, "tune", tool.owner, word), cycle=cycle
+        )
+    except (DataError, TrainingError, ToolError, ModelError) as error:
+        lesson.states.append("no_data" if isinstance(error, DataError) else "refused")
+        lesson.reasons.append(f"{word!r}: {error}")
+        return
+    _take_report(word, key, report, lesson, instances=instances, plan=plan)
+
+
+def _take_report(
+    word: str, key: tuple[str, str], report: TuningReport, lesson: _Lesson, *, instances: Sequence[Instance], plan: TuningPlan
+) -> None:
+    lesson.metrics.update(
+        {
+            f"{word}/validation_before": report.validation_before,
+            f"{word}/validation_after": report.validation_after,
+            f"{word}/base_before": report.base_before,
+            f"{word}/base_after": report.base_after,
+            f"{word}/seconds": report.seconds,
+        }
+    )
+    lesson.instances += instances
+    has_validation = any(instance.positive and instance.split == "validation" for instance in instances)
+    if has_validation and report.validation_before >= plan.known_at:
+        lesson.known.add(key)
+        lesson.states.append("no_update")
+        lesson.reasons.append(f"{word!r}: known already ({report.validation_before:.2f} of the validation instances)")
+    elif not report.kept:
+        lesson.hopeless.add(key)
+        lesson.states.append("refused")
+        lesson.reasons.append(f"{word!r}: {report.reason or 'no prompt passed'}")
+    else:
+        lesson.pool = report.pool
+        lesson.kept += report.kept
+        lesson.concepts.append(word)
+        lesson.states.append("kept")
+        lesson.reasons.append(f"{word!r}: {report.validation_before:.2f} -> {report.validation_after:.2f} of the validation instances")
+
+
+def collect_instances(
+    word: str, *, tool: str, examples: Sequence[Instance], sources: TeachingSources, plan: TuningPlan, seed: int
+) -> list[Instance]:
+    """Instances of a word: the inferred examples, then from the tool's providers until there are enough positives; splits by picture.
+
+    Raises:
+        DataError: every provider failed, or a picture is in both splits.
+    """
+    shown = [instance for instance in examples if instance.label == word]
+    collected: dict[str, Instance] = {instance.id: instance for instance in shown}
+    errors: list[str] = []
+    for provider in sources.providers.get(tool, ()):
+        missing = plan.positives - sum(instance.positive for instance in collected.values())
+        if missing <= 0:
+            break
+        try:
+            found = provider.collect(
+                word, tool=tool, positives=missing, negatives=plan.negatives, seed=seed_for(seed, "collect", tool, word)
+            )
+        except DataError as error:
+            errors.append(str(error))
+            continue
+        collected.update((instance.id, instance) for instance in found)
+    if not collected:
+        # an answer that is no look of the word (yes, a number) teaches only where nothing else does
+        collected.update((instance.id, instance) for instance in examples)
+    if not collected and errors:
+        raise DataError("; ".join(errors))
+    instances = split_instances(list(collected.values()), validation_share=plan.validation_share, seed=seed)
+    check_no_leak(instances)
+    return instances
+
+
+def _find_shortage(instances: Sequence[Instance], *, tool: str, plan: TuningPlan) -> str:
+    """What is missing for learning, or an empty text. A question's one inferred example is validated by the re-run instead."""
+    positives = [instance.split for instance in instances if instance.positive]
+    if not positives:
+        return "no instances found"
+    if "train" not in positives:
+        return "no instances to learn from"
+    if plan.validate and "validation" not in positives and tool != ANSWERED_LATER:
+        return f"{len(positives)} instances, none left to validate with"
+    return ""
+
+
+def _make_inferred(case: Case, call: ToolCall, answer: str, *, sources: TeachingSources) -> list[Instance]:
+    picture, question = call.arguments.get("image"), call.arguments.get("question")
+    if not isinstance(picture, Image.Image) or not isinstance(question, str):
+        return []
+    stored = store_picture(picture, out=sources.out)
+    prefix = f"{sources.prefix.rstrip('/')}/" if sources.prefix else ""
+    return [
+        Instance(
+            id=make_id("instance", "inference", ANSWERED_LATER, question, answer, stored.sha256),
+            tool=ANSWERED_LATER,
+            concept=answer,
+            image=f"{prefix}{stored.name}",
+            positive=True,
+            split="train",
+            source="inference",
+            label=answer,
+            question=question,
+            target=answer,
+            origin=f"trace {case.trace.id}",
+            licence=case.execution.job.task.licence,
+        )
+    ]
+
+
+def _fit_examples(inferred: Sequence[Instance], word: str, *, answer: str | None) -> list[Instance]:
+    """The inferred instance as one of this word. Its label is the answer; the picture shows the word if the answer is the word itself
+    or does not deny it."""
+    positive = answer is None or read_boolean(answer) is not False
+    return [replace(instance, id=make_id(instance.id, word), concept=word, positive=positive) for instance in inferred]
+
+
+def _is_word(answer: str) -> bool:
+    """Whether an answer is a thing with a look: not a number, not yes or no."""
+    return read_number(answer) is None and read_boolean(answer) is None

@@ -1,0 +1,112 @@
+"""Open the planner that the configuration names, and the hybrid of two of them (CLOVA 3.2)."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from visloop.assistant.demonstrations import DemonstrationPool
+from visloop.assistant.llm_planner import LlmPlanner
+from visloop.assistant.proposals import FailedAttempt, FindSignature, Planner, pair_attempts
+from visloop.assistant.retrieval import Encoder, WordEncoder
+from visloop.assistant.slot_filling import SlotFillingPlanner
+from visloop.chat.base import ChatModel
+from visloop.config_assistant import EncoderChoice, PlannerChoice, PlannerConfig
+from visloop.errors import ConfigError
+from visloop.prompts.render import PromptSet
+from visloop.records.assistant import Proposal, Task
+from visloop.tools.signatures import find_signature
+
+__all__ = ["FailedAttempt", "HybridPlanner", "Planner", "open_encoder", "open_planner"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HybridPlanner:
+    """``first``'s proposals where it is sure of them (``min_confidence``, 0-1), else ``second``'s; where that gives no program,
+    ``first``'s after all. Each proposal's ``author`` says who wrote it."""
+
+    first: Planner
+    second: Planner
+    min_confidence: float
+    name: str = "hybrid"
+
+    def propose(
+        self, tasks: Sequence[Task], *, pool: DemonstrationPool, attempts: Sequence[FailedAttempt | None] | None = None, seed: int
+    ) -> list[Proposal]:
+        """One proposal per task, in order; ``second`` is asked once, for all tasks that ``first`` leaves open."""
+        paired = pair_attempts(tasks, attempts)
+        proposals = self.first.propose(tasks, pool=pool, attempts=paired, seed=seed)
+        unsure = [index for index, proposal in enumerate(proposals) if not self._is_sure(proposal)]
+        if unsure:
+            others = self.second.propose(
+                [tasks[index] for index in unsure], pool=pool, attempts=[paired[index] for index in unsure], seed=seed
+            )
+            for index, other in zip(unsure, others, strict=True):
+                if other.status == "ok" or proposals[index].status != "ok":
+                    proposals[index] = other
+                else:
+                    proposals[index] = replace(proposals[index], replies=other.replies, error=f"{other.author}: {other.error}")
+        return proposals
+
+    def _is_sure(self, proposal: Proposal) -> bool:
+        return proposal.status == "ok" and proposal.confidence is not None and proposal.confidence >= self.min_confidence
+
+
+def open_encoder(config: PlannerConfig) -> Encoder:
+    """The encoder of instructions that the configuration names.
+
+    Raises:
+        ModelError: the sentence encoder cannot be loaded.
+    """
+    if config.encoder is EncoderChoice.words:
+        return WordEncoder()
+    from visloop.tools.encoders import SentenceEncoder
+
+    return SentenceEncoder(config.encoder_model)
+
+
+def open_planner(
+    config: PlannerConfig,
+    *,
+    chat: ChatModel | None = None,
+    prompts: PromptSet | None = None,
+    vocabulary: Collection[str] = (),
+    encoder: Encoder | None = None,
+    find_signature: FindSignature = find_signature,
+) -> Planner:
+    """The planner that the configuration names.
+
+    Args:
+        chat: the LLM of ``llm`` and ``hybrid``; the caller closes it.
+        prompts: the templates of its prompts; None: the style for general models.
+        vocabulary: words that the tools know by name: masked for retrieval, and to be used by every program whose instruction has them.
+        encoder: in place of the configured one.
+        find_signature: what is known of tools and plugins.
+
+    Raises:
+        ConfigError: a planner with an LLM was asked for without ``chat``; a value is out of range; ``search``, which is opened with its
+            own space of programs.
+        ModelError: the sentence encoder cannot be loaded.
+    """
+    if config.candidates < 1 or not 0 <= config.min_confidence <= 1:
+        raise ConfigError(
+            f"planner: candidates is {config.candidates}, at least 1 is needed; min_confidence is {config.min_confidence}, use 0 to 1"
+        )
+    if config.choice is PlannerChoice.search:
+        raise ConfigError("planner.choice=search needs a space of programs; open it with visloop.assistant.search")
+    encoder = encoder or open_encoder(config)
+    words = frozenset(vocabulary)
+    filling = SlotFillingPlanner(config=config, encoder=encoder, vocabulary=words, find_signature=find_signature)
+    if config.choice is PlannerChoice.slot_filling:
+        return filling
+    if chat is None:
+        raise ConfigError(f"planner.choice={config.choice.value} needs a chat model; give one, or use slot_filling")
+    llm = LlmPlanner(
+        chat=chat,
+        prompts=prompts or PromptSet("full"),
+        config=config,
+        encoder=encoder,
+        vocabulary=words,
+        find_signature=find_signature,
+    )
+    if config.choice is PlannerChoice.llm:
+        return llm
+    return HybridPlanner(first=filling, second=llm, min_confidence=config.min_confidence)

@@ -1,0 +1,303 @@
+"""Pictures from outside by a search term: an Openverse-compatible image search over HTTP, or folders on disk.
+
+Nothing that comes back is trusted: only http(s) addresses of public hosts are fetched, each redirect is checked like the first
+address, types, bytes and time are limited, every picture is decoded whole and stored under its content hash (never under a name
+that a server or a model chose). What was taken has its address and licence; what was refused has its reason.
+"""
+
+import ipaddress
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from visloop.datasets.images import ImageLimits, Skip, import_image
+from visloop.errors import ConfigError, DataError
+
+PICTURE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"})
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_LONGEST_QUERY = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchHit:
+    """One picture that a search names: its address, the page it is on, its licence and who made it."""
+
+    url: str
+    page: str = ""
+    licence: str = ""
+    creator: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundPicture:
+    """A picture in the data folder: its name below the pictures' folder, the SHA-256 of its bytes, where it is from and its licence."""
+
+    name: str
+    sha256: str
+    origin: str
+    licence: str
+    creator: str = ""
+
+
+@dataclass(slots=True)
+class SearchReport:
+    """What a search met: hits seen, pictures stored, hits refused with their reasons."""
+
+    seen: int = 0
+    stored: int = 0
+    refused: list[Skip] = field(default_factory=list)
+
+
+class PictureSource(Protocol):
+    """Anything that finds pictures for words. Pictures of one call differ in content; fewer than ``most`` is no error."""
+
+    name: str
+
+    def find_pictures(self, query: str, *, most: int, report: SearchReport) -> list[FoundPicture]: ...
+
+    def list_siblings(self, query: str) -> tuple[str, ...]:
+        """Other words that the source files under the same kind of thing; empty where it knows no kinds."""
+        ...
+
+    def find_group(self, query: str) -> str:
+        """The kind of thing that the source files the words under; empty where it knows none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLimits:
+    """Limits of one download: seconds to connect and between bytes, seconds in all, bytes, redirects; what a picture must be."""
+
+    timeout: float = 10.0
+    deadline: float = 30.0
+    max_bytes: int = 10_000_000
+    max_redirects: int = 3
+    pictures: ImageLimits = field(default_factory=ImageLimits)
+
+
+class _Hit(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    url: str | None = None
+    foreign_landing_url: str | None = None
+    license: str | None = None
+    license_version: str | None = None
+    creator: str | None = None
+
+
+class _Page(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    results: list[_Hit]
+
+
+class HttpImageSearch:
+    """Image search by an endpoint that speaks Openverse's protocol (``GET <endpoint>?q=...``: openly licensed pictures).
+
+    Args:
+        endpoint: address of the search.
+        out: folder of the stored pictures.
+        licences: licence codes that are taken (``cc0``, ``by``, ...), also asked for in the query; empty takes what has any licence.
+        allow_private: also fetch from addresses that are not public, for a search on the own network.
+
+    Raises:
+        ConfigError: the endpoint is no http(s) address.
+    """
+
+    name = "image_search"
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        out: Path,
+        licences: Sequence[str] = ("cc0", "pdm", "by", "by-sa"),
+        limits: FetchLimits | None = None,
+        allow_private: bool = False,
+    ) -> None:
+        if urlsplit(endpoint).scheme not in ("http", "https"):
+            raise ConfigError(f"image search: {endpoint!r} is no http or https address")
+        self._endpoint, self._out, self._licences = endpoint, out, tuple(licences)
+        self._limits, self._allow_private = limits or FetchLimits(), allow_private
+        self._client = httpx.Client(
+            timeout=self._limits.timeout, follow_redirects=False, headers={"User-Agent": "visloop", "Accept-Encoding": "identity"}
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def list_siblings(self, query: str) -> tuple[str, ...]:
+        """None: a search knows no kinds of things."""
+        return ()
+
+    def find_group(self, query: str) -> str:
+        """Empty: a search knows no kinds of things."""
+        return ""
+
+    def find_pictures(self, query: str, *, most: int, report: SearchReport) -> list[FoundPicture]:
+        """Up to ``most`` different pictures, in the order of the hits. Twice as many hits as pictures are asked for.
+
+        Raises:
+            DataError: the search itself cannot be reached or does not speak the protocol; a bad hit is only reported.
+        """
+        found: dict[str, FoundPicture] = {}
+        for hit in self._search(query, most=2 * most):
+            if len(found) == most:
+                break
+            report.seen += 1
+            try:
+                picture = self._fetch(hit)
+            except DataError as error:
+                report.refused.append(Skip(hit.url, str(error)))
+                continue
+            if picture.sha256 not in found:
+                found[picture.sha256] = picture
+                report.stored += 1
+        return list(found.values())
+
+    def _search(self, query: str, *, most: int) -> Iterator[SearchHit]:
+        words = " ".join(re.sub(r"[^\w\s-]", " ", query).split())[:_LONGEST_QUERY]
+        if not words or most < 1:
+            return
+        parameters: dict[str, str | int] = {"q": words, "page_size": most}
+        if self._licences:
+            parameters["license"] = ",".join(self._licences)
+        try:
+            body, _ = self._read(str(httpx.URL(self._endpoint, params=parameters)), types=frozenset({"application/json"}))
+            page = _Page.model_validate_json(body)
+        except DataError as error:
+            raise DataError(f"image search for {words!r}: {error}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise DataError(f"image search for {words!r}: {self._endpoint} does not answer as Openverse does: {first['msg']}") from error
+        for entry in page.results:
+            licence = " ".join(part for part in (entry.license, entry.license_version) if part)
+            yield SearchHit(url=entry.url or "", page=entry.foreign_landing_url or "", licence=licence, creator=entry.creator or "")
+
+    def _fetch(self, hit: SearchHit) -> FoundPicture:
+        code = hit.licence.split(" ")[0].lower()
+        if not code or (self._licences and code not in self._licences):
+            raise DataError(f"licence {hit.licence or 'unknown'!r}; taken are {', '.join(self._licences) or 'those that are named'}")
+        body, _ = self._read(hit.url, types=PICTURE_TYPES)
+        stored = import_image(body, out=self._out, limits=self._limits.pictures)
+        return FoundPicture(name=stored.name, sha256=stored.sha256, origin=hit.page or hit.url, licence=hit.licence, creator=hit.creator)
+
+    def _read(self, url: str, *, types: frozenset[str]) -> tuple[bytes, str]:
+        """The body of an address and its type; redirects are followed by hand so that each address is checked."""
+        deadline = time.monotonic() + self._limits.deadline
+        for _ in range(self._limits.max_redirects + 1):
+            check_address(url, allow_private=self._allow_private)
+            try:
+                with self._client.stream("GET", url) as response:
+                    if response.is_redirect:
+                        url = str(response.url.join(response.headers.get("location", "")))
+                        continue
+                    if response.status_code != 200:
+                        raise DataError(f"status {response.status_code}; 200 is needed")
+                    kind = response.headers.get("content-type", "").split(";")[0].strip().lower()
+                    if kind not in types:
+                        raise DataError(f"content type {kind or 'unknown'!r}; needed is {' or '.join(sorted(types))}")
+                    return self._read_body(response, deadline=deadline), kind
+            except httpx.TimeoutException as error:
+                raise DataError(f"no answer within {self._limits.timeout:g} seconds") from error
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise DataError(f"cannot be fetched: {error}") from error
+        raise DataError(f"more than {self._limits.max_redirects} redirects")
+
+    def _read_body(self, response: httpx.Response, *, deadline: float) -> bytes:
+        body = bytearray()
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise DataError("a packed body, which was not asked for")
+        for part in response.iter_raw():
+            body += part
+            if len(body) > self._limits.max_bytes:
+                raise DataError(f"more than {self._limits.max_bytes} bytes")
+            # the client's time-out is between bytes: a server that drips must not hold the run
+            if time.monotonic() > deadline:
+                raise DataError(f"not whole after {self._limits.deadline:g} seconds")
+        return bytes(body)
+
+
+def check_address(url: str, *, allow_private: bool) -> None:
+    """Refuse what is no http(s) address of a public host.
+
+    Raises:
+        DataError: another scheme, a name that does not resolve, or an address on a private or local network.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise DataError(f"{url!r} is no address: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        raise DataError(f"{url!r} is no plain http or https address")
+    if allow_private:
+        return
+    try:
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(parts.hostname, port, proto=socket.IPPROTO_TCP)}
+    except OSError as error:
+        raise DataError(f"{parts.hostname}: the name does not resolve ({error})") from error
+    for address in addresses:
+        if not ipaddress.ip_address(str(address).split("%")[0]).is_global:
+            raise DataError(f"{parts.hostname} is {address}, which is not public")
+
+
+class FolderImageSearch:
+    """Pictures on disk as a search: one folder per concept, ``<root>/<concept>/*.png``; ``groups`` says what kind each concept is.
+
+    A term is looked up among the folders that are there; it never becomes a path. ``licence`` and the file are kept on every picture.
+    """
+
+    name = "folder"
+
+    def __init__(self, root: Path, *, out: Path, groups: Mapping[str, str] | None = None, licence: str = "") -> None:
+        if not root.is_dir():
+            raise DataError(f"{root}: no folder of pictures; it needs one folder per concept")
+        self._out, self._licence, self._root = out, licence, root
+        self._folders = {
+            _normalize(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.is_symlink()
+        }
+        self._groups = {_normalize(concept): group for concept, group in (groups or {}).items()}
+
+    def find_group(self, query: str) -> str:
+        """The kind of thing that a concept is, or empty."""
+        return self._groups.get(_normalize(query), "")
+
+    def list_siblings(self, query: str) -> tuple[str, ...]:
+        """Other concepts of the same kind that have a folder, sorted."""
+        group, name = self.find_group(query), _normalize(query)
+        return tuple(other for other in sorted(self._folders) if group and other != name and self._groups.get(other) == group)
+
+    def find_pictures(self, query: str, *, most: int, report: SearchReport) -> list[FoundPicture]:
+        """Up to ``most`` different pictures of a concept, in name order; none where there is no folder for it."""
+        folder = self._folders.get(_normalize(query))
+        found: dict[str, FoundPicture] = {}
+        for path in sorted(folder.iterdir()) if folder else []:
+            if len(found) == most:
+                break
+            if path.suffix.lower() not in _SUFFIXES:
+                continue
+            report.seen += 1
+            where = path.relative_to(self._root).as_posix()
+            try:
+                if path.is_symlink():
+                    raise DataError("a link; only files below the folder are read")
+                stored = import_image(path, out=self._out)
+            except DataError as error:
+                report.refused.append(Skip(where, str(error)))
+                continue
+            if stored.sha256 not in found:
+                found[stored.sha256] = FoundPicture(name=stored.name, sha256=stored.sha256, origin=where, licence=self._licence)
+                report.stored += 1
+        return list(found.values())
+
+
+def _normalize(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())

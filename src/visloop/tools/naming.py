@@ -1,0 +1,215 @@
+"""What regions are called: every word competes with the other words of its group, the learned ones among them (CLOVA 3.4).
+
+A learned concept's prompt is the combination of its stored prompts, P = sum_j w_j P_j, with w the softmax of the similarities between
+the stored features and the picture's: once per picture, for the crop that is most like what the prompts were learned from.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from visloop.config_assistant import PromptTuning
+from visloop.tools.clip_model import ClipEncoder
+from visloop.tools.crops import cut_crop
+from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
+from visloop.tools.queries import Alternative, Query
+from visloop.tools.values import Box, Mask
+from visloop.tools.vocabulary import Sense, Vocabulary
+
+Scores = NDArray[np.float64]
+WEIGHT_DECIMALS = 2
+"""Weights of an ensemble are rounded, so that pictures with almost the same weights share their prompts' text features."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """A box and, where it is known, its mask (height, width) of the whole picture."""
+
+    box: Box
+    mask: Mask | None = None
+
+    @property
+    def size(self) -> float:
+        """Square pixels."""
+        return self.box.area if self.mask is None else float(self.mask.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """How well each region fits a query (n,), 0-1; the ids of the learned prompts of its words; its words that nobody taught."""
+
+    scores: Scores
+    prompts: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class PromptBank:
+    """The learned prompts of one owner in a pool, and the text features of their combinations."""
+
+    def __init__(self, encoder: ClipEncoder, vocabulary: Vocabulary, *, pool: PromptPool, owner: str, tuning: PromptTuning) -> None:
+        self.encoder, self.vocabulary, self.pool, self.owner, self.tuning = encoder, vocabulary, pool, owner, tuning
+        self._features: dict[tuple[object, ...], Tensor] = {}
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """The group of every concept that prompts were learned for; empty text where the vocabulary has no such group: such a concept
+        competes with every known word."""
+        return {
+            concept: find_group(concept, self.pool.find_prompts(self.owner, concept)[0].entry.group, self.vocabulary)
+            for concept in self.pool.list_concepts(self.owner)
+        }
+
+    def choose_prompts(self, concept: str, features: Tensor) -> list[tuple[LearnedPrompt, float]]:
+        """The prompts of a concept with their weights for a picture whose crops have ``features`` (n, d)."""
+        return weigh_prompts(self.pool.find_prompts(self.owner, concept), features, tuning=self.tuning)
+
+    def encode(self, chosen: Sequence[tuple[str, list[tuple[LearnedPrompt, float]]]]) -> Tensor:
+        """Text features (n, d) of concepts with their weighted prompts; equal combinations are computed once."""
+        keys = [(concept, *((prompt.entry.id, weight) for prompt, weight in weighted)) for concept, weighted in chosen]
+        new = {key: item for key, item in zip(keys, chosen, strict=True) if key not in self._features}
+        by_length: dict[int, list[tuple[object, ...]]] = {}
+        for key, (_, weighted) in new.items():
+            by_length.setdefault(len(weighted[0][0].prompt), []).append(key)
+        for group in by_length.values():
+            prompts = torch.stack([combine_prompts(new[key][1]) for key in group])
+            texts = [self.vocabulary.write_text(new[key][0]) for key in group]
+            with torch.no_grad():
+                self._features.update(zip(group, self.encoder.encode_prompted(texts, prompts).cpu(), strict=True))
+        return torch.stack([self._features[key] for key in keys]) if keys else torch.zeros(0, self.encoder.feature_width)
+
+
+def find_group(concept: str, given: str, vocabulary: Vocabulary) -> str:
+    """The vocabulary's group of a concept that is filed under ``given`` elsewhere; empty text if it has none."""
+    named = vocabulary.name_group(given)
+    return vocabulary.group_of.get(concept) or (named if named in vocabulary.groups else "")
+
+
+def weigh_prompts(prompts: Sequence[LearnedPrompt], features: Tensor, *, tuning: PromptTuning) -> list[tuple[LearnedPrompt, float]]:
+    """Weights of a concept's prompts for crops with unit ``features`` (n, d); they sum to one.
+
+    The crop that is most like the stored features of all prompts decides. With ``tuning.ensemble`` 1 the prompt that validated best is
+    used alone, whatever the picture.
+    """
+    if tuning.ensemble == 1 or not len(features):
+        return [(max(prompts, key=lambda prompt: prompt.entry.validation_accuracy), 1.0)]
+    length = len(prompts[0].prompt)
+    fitting = [prompt for prompt in prompts if len(prompt.prompt) == length]
+    keys = torch.nn.functional.normalize(torch.from_numpy(np.stack([prompt.feature for prompt in fitting])), dim=-1)
+    similarities = features @ keys.T
+    nearest = similarities[similarities.sum(1).argmax()]
+    order = torch.argsort(-nearest, stable=True)[: tuning.ensemble].tolist()
+    weights = torch.softmax(nearest[order] / tuning.temperature, 0).numpy().round(WEIGHT_DECIMALS)
+    total = float(weights.sum())
+    return [(fitting[index], float(weight) / total) for index, weight in zip(order, weights, strict=True) if weight > 0]
+
+
+def combine_prompts(weighted: Sequence[tuple[LearnedPrompt, float]]) -> Tensor:
+    """P = sum_j w_j P_j (CLOVA 3.4): (tokens, width)."""
+    return torch.from_numpy(sum(np.float32(weight) * prompt.prompt for prompt, weight in weighted))
+
+
+class View:
+    """The regions of one picture with their features, ready to be named."""
+
+    def __init__(self, bank: PromptBank, image: Image.Image, regions: Sequence[Region], features: Tensor) -> None:
+        self.bank, self.image, self.regions, self.features = bank, image, tuple(regions), features
+        self._tables: dict[object, tuple[tuple[str, ...], Scores]] = {}
+        self._chosen = {concept: bank.choose_prompts(concept, features) for concept in bank.groups}
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def name_group(self, group: str) -> tuple[tuple[str, ...], Scores]:
+        """The words of a group, learned ones last, and the probability of each for every region (n, words)."""
+        if group not in self._tables:
+            words = list_words(self.bank, group)
+            self._tables[group] = (words, self._softmax(words))
+        return self._tables[group]
+
+    def score_word(self, sense: Sense, *, rivals: Sequence[str] = ()) -> Scores:
+        """The probability (n,) that a word fits each region. A word without a group has to beat all words, contrasts and ``rivals``."""
+        if sense.group:
+            words, probabilities = self.name_group(sense.group)
+        else:
+            known = [word for group in self.bank.vocabulary.groups for word in list_words(self.bank, group)]
+            words = tuple(dict.fromkeys([*known, *self.bank.vocabulary.contrasts, *rivals, sense.word]))
+            probabilities = self._softmax(words)
+        return probabilities[:, words.index(sense.word)]
+
+    def score_query(self, query: Query, *, rivals: Sequence[str] = ()) -> Scored:
+        """How well the regions fit a query; a superlative leaves one region."""
+        total = np.zeros(len(self))
+        for part in query.alternatives:
+            total = np.maximum(total, self._score_alternative(part, rivals))
+        if query.negated:
+            total = 1 - total
+        if query.superlative is not None and len(self):
+            sign = 1 if query.superlative == "largest" else -1
+            best = max(range(len(self)), key=lambda index: (total[index] >= 0.5, sign * self.regions[index].size))
+            total = np.where(np.arange(len(self)) == best, total, 0.0)
+        senses = query.list_senses()
+        unknown = tuple(sense.word for sense in senses if sense.word not in self.bank.groups and sense.group is None)
+        return Scored(total, self.list_prompts(sense.word for sense in senses), unknown)
+
+    def list_prompts(self, words: Iterable[str]) -> tuple[str, ...]:
+        """The ids of the prompts that stand for these words in this picture."""
+        return tuple(prompt.entry.id for word in words if word in self._chosen for prompt, _ in self._chosen[word])
+
+    def _score_alternative(self, part: Alternative, rivals: Sequence[str]) -> Scores:
+        wanted = self._multiply(part.wanted, part.sizes, rivals)
+        if part.unwanted or part.unwanted_sizes:
+            wanted = wanted * (1 - self._multiply(part.unwanted, part.unwanted_sizes, rivals))
+        return wanted
+
+    def _multiply(self, senses: Sequence[Sense], sizes: Sequence[str], rivals: Sequence[str]) -> Scores:
+        """The product of the words' probabilities; a size word fits or does not."""
+        product = np.ones(len(self))
+        for sense in senses:
+            product = product * self.score_word(sense, rivals=rivals)
+        for size in sizes:
+            least, most = self.bank.vocabulary.sizes[size]
+            side = max(self.image.size)
+            longer = [max(region.box.right - region.box.left, region.box.bottom - region.box.top) / side for region in self.regions]
+            product = product * np.array([float(least <= value < most) for value in longer]).reshape(-1)
+        return product
+
+    def _softmax(self, words: Sequence[str]) -> Scores:
+        texts = encode_words(self.bank, words, self._chosen)
+        logits = self.bank.encoder.scale * self.features @ texts.T
+        found: Scores = torch.softmax(logits.double(), dim=1).numpy()
+        return found
+
+
+def list_words(bank: PromptBank, group: str) -> tuple[str, ...]:
+    """The words that compete in a group: the vocabulary's, then the learned ones."""
+    own = bank.vocabulary.groups.get(group, ())
+    learned = (concept for concept, place in bank.groups.items() if place == group and concept not in own)
+    return (*own, *learned)
+
+
+def encode_words(bank: PromptBank, words: Sequence[str], chosen: dict[str, list[tuple[LearnedPrompt, float]]]) -> Tensor:
+    """Text features (n, d): of a learned word with its prompts, of another as the model reads it."""
+    plain = bank.encoder.encode_texts([bank.vocabulary.write_text(word) for word in words])
+    taught = [index for index, word in enumerate(words) if word in chosen]
+    if taught:
+        plain = plain.clone()
+        plain[taught] = bank.encode([(words[index], chosen[words[index]]) for index in taught])
+    return plain
+
+
+def open_views(bank: PromptBank, pictures: Sequence[tuple[Image.Image, Sequence[Region]]]) -> list[View]:
+    """Views of several pictures; all crops are encoded together."""
+    crops: list[Image.Image] = []
+    counts = []
+    for image, regions in pictures:
+        pixels = np.asarray(image.convert("RGB"))
+        crops += [cut_crop(pixels, region.box, region.mask) for region in regions]
+        counts.append(len(regions))
+    features = bank.encoder.encode_images(crops).split(counts)
+    return [View(bank, image, regions, part) for (image, regions), part in zip(pictures, features, strict=True)]
