@@ -129,7 +129,9 @@ class _Maker:
         for position in self._spoken("only")[:2]:
             for draft in self.drafts:
                 for more in self.small:
-                    if (more.what.words or more.what.without or more.what.places) and not draft.used & more.used and draft.what != more.what:
+                    tower = [name for name, _ in (*draft.what.places, *more.what.places) if self.space.places[name].tool != "TOUCHING"]
+                    fits = bool(more.what.words or more.what.without or more.what.places) and not draft.used & more.used
+                    if fits and draft.what != more.what and len(tower) < 2:
                         order: Part = ("every", bool(draft.what != Filter()), draft.start < more.start)
                         parts = (("form", "every", role, position), *draft.parts, *more.parts, order)
                         used = draft.used | more.used

@@ -114,9 +114,11 @@ def _relate(located: list[Draft], plain: list[Draft], reading: Reading, space: S
             for draft in located:
                 if not draft.used or any(abs(position - spot) <= 1 for spot in draft.words):
                     continue  # one word tells one place or one relation
+                if space.relations[name].reverse and not all(holds for _, holds in draft.what.places):
+                    continue  # a program has no objects "not at the wall" to compare with, only their number
                 for other in (*plain, *_echo(draft, reading, space)):
                     if not other.used or _parted(draft, other, reading, position):
-                        yield _make_relation(name, position, draft, other, reading)
+                        yield _make_relation(name, position, draft, other, reading, space)
 
 
 def _parted(draft: Draft, other: Draft, reading: Reading, position: int) -> bool:
@@ -136,8 +138,11 @@ def _echo(draft: Draft, reading: Reading, space: Space) -> Iterator[Draft]:
                 yield Draft(Filter(without=words), parts=(("echo", "different"),))
 
 
-def _make_relation(name: str, position: int, draft: Draft, other: Draft, reading: Reading) -> Draft:
-    what = Filter(draft.what.words, draft.what.without, draft.what.places, (name, other.what))
+def _make_relation(name: str, position: int, draft: Draft, other: Draft, reading: Reading, space: Space) -> Draft:
+    """The tools tell the upper object: of "a block below a red one" it is the red one that is kept, which exists just as well."""
+    relation = space.relations[name]
+    first, second = (other.what, draft.what) if relation.reverse else (draft.what, other.what)
+    what = Filter(first.words, first.without, first.places, (relation.tool, second))
     order: Part = ("order", name, draft.start < other.start if draft.used and other.used else bool(draft.used), bool(other.used))
     sides = [part if part[0] != "attribute" else (*part, "other") for part in other.parts]
     binds = (*_bind(f"{name} of", draft, reading, position), *_bind(f"{name} other", other, reading, position))

@@ -4,14 +4,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Relations = Literal["count", "every", "kinds", "exact", "most"]
-Forms = Literal["total", "total_every", "total_kinds", "boxes", "same_box", "alike", "and"]
+AtomForm = Literal["count", "every", "kinds", "exact", "most"]
+MeaningForm = Literal["total", "total_every", "total_kinds", "boxes", "same_box", "alike", "and"]
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Some objects of a picture. ``words``: alternatives per attribute group, all groups hold; ``without``: attribute words that do
-    not hold; ``places``: (name, holds); ``relation``: (name, the others)."""
+    not hold; ``places``: (name, holds); ``relation``: (tool, the others): the objects that the tool keeps of them."""
 
     words: tuple[tuple[str, ...], ...] = ()
     without: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class Atom:
     of ``group`` at most.
     """
 
-    form: Relations
+    form: AtomForm
     what: Filter = Filter()
     more: Filter = Filter()
     sign: str = ">="
@@ -46,7 +46,7 @@ class Meaning:
     same ``group`` word (or, without group, the same number) of the first atom's objects; ``holds`` False: no two. ``and``: all parts hold.
     """
 
-    form: Forms
+    form: MeaningForm
     atoms: tuple[Atom, ...] = ()
     sign: str = ">="
     number: int = 1

@@ -20,7 +20,7 @@ Counts = NDArray[np.int64]
 @dataclass(frozen=True, slots=True, eq=False)
 class SceneTable:
     """The objects of one or more tasks. ``box`` (n,): picture of an object, counted over all tasks; ``masks``: attribute word or place ->
-    (n,); ``pairs``: relation -> (n, n), row the object, column the other."""
+    (n,); ``pairs``: tool -> (n, n), row the object, column the other."""
 
     tasks: int
     pictures: int
