@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visloop.assistant.search_filters import Draft, Part, draft_filters
 from visloop.assistant.search_meanings import Atom, Filter, Meaning
-from visloop.assistant.search_scenes import Executor
+from visloop.assistant.search_scenes import Executor, SceneTable
 from visloop.assistant.search_space import Space
 from visloop.assistant.search_words import Reading
 
@@ -30,6 +31,11 @@ class _Piece:
     parts: tuple[Part, ...]
     start: int
 
+    @property
+    def open(self) -> bool:
+        """Whether a place or relation in it rests on no word."""
+        return any(part[0] in ("place", "relation") and part[-1] == -1 for part in self.parts)
+
 
 @dataclass(frozen=True, slots=True)
 class _Amount:
@@ -44,12 +50,31 @@ _RATES = (0.0, 0.05, 0.2, 0.5, 0.8, 0.95, 0.9999)
 """Bounds between the classes of how often a candidate is true on pictures that nothing is known of."""
 
 
+_RARE = 0.1
+"""Kinds of scenes that make up less than this share of the pictures are not looked at."""
+
+
+def sort_scenes(scenes: SceneTable, *, space: Space) -> dict[str, NDArray[np.bool_]]:
+    """The kinds of scenes in a table, told by the attribute groups of which a task shows one word only (towers are of squares of one
+    size), with the tasks (tasks,) of each kind. Rare kinds are left out."""
+    owner = scenes.box // scenes.pictures
+    single: dict[str, NDArray[np.bool_]] = {}
+    for group, words in space.attributes.items():
+        shown = np.stack([np.bincount(owner[scenes.masks[word]], minlength=scenes.tasks) > 0 for word in words])
+        single[group] = shown.sum(axis=0) == 1
+    names = np.array([" ".join(group for group in single if single[group][task]) for task in range(scenes.tasks)])
+    found = {str(name): names == name for name in np.unique(names)}
+    return {name: tasks for name, tasks in found.items() if tasks.mean() >= _RARE}
+
+
 def add_rates(candidates: Sequence[Candidate], executor: Executor) -> list[Candidate]:
-    """The candidates with one more part: how often each is true on the executor's pictures. People seldom say what is always so."""
+    """The candidates with more parts: how often each is true on each kind of the executor's scenes. People seldom say what is always so."""
+    kinds = sort_scenes(executor.scenes, space=executor.space)
     rated = []
     for candidate in candidates:
-        rate = float(executor.judge(candidate.meaning).mean())
-        rated.append(Candidate(candidate.meaning, (*candidate.parts, ("rate", int(np.searchsorted(_RATES, rate))))))
+        truth = executor.judge(candidate.meaning)
+        rates: list[Part] = [("rate", name, int(np.searchsorted(_RATES, truth[tasks].mean()))) for name, tasks in kinds.items()]
+        rated.append(Candidate(candidate.meaning, (*candidate.parts, *rates)))
     return rated
 
 
@@ -87,7 +112,7 @@ class _Maker:
         self.small = [draft for draft in self.drafts if draft.what.relation is None]
 
     def _spoken(self, part: str) -> list[int]:
-        return self.reading.find_part(part) or ([-1] if self.open_parts else [])
+        return self.reading.find_part(part)
 
     def _amounts(self, role: str, *, implicit: bool = True) -> Iterator[_Amount]:
         """Every number with every comparison that a word allows; no number: at least one, and none where something is negated."""
@@ -223,13 +248,15 @@ class _Maker:
         }
         for first in short:
             for second in after[max(first.used)]:
+                if first.open and second.open:
+                    continue
                 used = first.used | second.used
                 if len(used) >= need:
                     yield (first, second), used
                 if len(used) >= need or first.atom.form != "count" or second.atom.form != "count":
                     continue
                 for third in after[max(second.used)]:
-                    if third.atom.form == "count" and len(used) + len(third.used) >= need:
+                    if third.atom.form == "count" and not third.open and len(used) + len(third.used) >= need:
                         yield (first, second, third), used | third.used
 
     def _alike(self, atoms: tuple[Atom, ...], used: frozenset[int], words: frozenset[int], parts: tuple[Part, ...]) -> Iterator[_Found]:

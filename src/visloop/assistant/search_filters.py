@@ -30,6 +30,11 @@ class Draft:
         """The first mention used, or a large number: the order of drafts."""
         return min(self.used, default=10_000)
 
+    @property
+    def open(self) -> bool:
+        """Whether a place or relation rests on no word."""
+        return -1 in self.words
+
 
 def draft_filters(reading: Reading, *, space: Space, open_parts: bool) -> list[Draft]:
     """Every filter that the instruction's words allow, plain ones first. ``open_parts``: places and relations without a word in the
@@ -89,7 +94,7 @@ def _locate(plain: list[Draft], reading: Reading, space: Space, open_parts: bool
             for position in list_triggers(place, reading, open_parts):
                 bound = (*draft.parts, *_bind("place", draft, reading, position))
                 words = draft.words | {position}
-                for spot in _nearest(reading.find_part("none"), position) or ([-1] if open_parts else []):
+                for spot in _nearest(reading.find_part("none"), position):
                     what = Filter(draft.what.words, draft.what.without, ((place, False),))
                     parts = (*bound, ("place", place, False, position), ("negation", spot))
                     yield Draft(what, draft.used, words | {spot}, parts)
@@ -112,11 +117,15 @@ def _relate(located: list[Draft], plain: list[Draft], reading: Reading, space: S
     for name in space.relations:
         for position in list_triggers(name, reading, open_parts):
             for draft in located:
+                if draft.open and position < 0:
+                    continue
                 if not draft.used or any(abs(position - spot) <= 1 for spot in draft.words):
                     continue  # one word tells one place or one relation
                 if space.relations[name].reverse and not all(holds for _, holds in draft.what.places):
                     continue  # a program has no objects "not at the wall" to compare with, only their number
                 for other in (*plain, *_echo(draft, reading, space)):
+                    if position < 0 and (draft.what.places or not other.used):
+                        continue
                     if not other.used or _parted(draft, other, reading, position):
                         yield _make_relation(name, position, draft, other, reading, space)
 

@@ -1,6 +1,7 @@
 """The task pack of the program search: which tool calls may be combined (the space), and which words speak of them (the lexicon).
 
-Both are data. A pack is a folder beside this module (``packs/<name>``) or anywhere else, with ``space.yaml`` and ``lexicon.yaml``.
+Both are data. A pack is a folder beside this module (``packs/<name>``) or anywhere else, with ``space.yaml``, ``lexicon.yaml`` and
+``function_words.yaml``.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from visloop.errors import ConfigError
-from visloop.ids import hash_json
 from visloop.tools.base import ToolSignature
 
 _PACKS = Path(__file__).parent / "packs"
@@ -75,15 +75,11 @@ Lexicon = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A space with its lexicon."""
+    """A space with its lexicon, and the lexicon's words that belong to no task (``function_words``)."""
 
     space: Space
     lexicon: Lexicon
-
-    @property
-    def hash(self) -> str:
-        """64 hex digits over space and lexicon."""
-        return hash_json([TypeAdapter(Space).dump_python(self.space), {part: sorted(words) for part, words in self.lexicon.items()}])
+    function_words: Lexicon
 
 
 def load_pack(pack: str | Path) -> Pack:
@@ -97,10 +93,11 @@ def load_pack(pack: str | Path) -> Pack:
         raise ConfigError(f"planner: no task pack {str(pack)!r}; shipped packs: {', '.join(sorted(item.name for item in _PACKS.iterdir()))}")
     space = _check(TypeAdapter(Space), folder / "space.yaml")
     lexicon = _check(TypeAdapter(dict[str, tuple[str, ...]]), folder / "lexicon.yaml")
+    function_words = _check(TypeAdapter(dict[str, tuple[str, ...]]), folder / "function_words.yaml")
     for name, place in space.places.items():
         if place.other and place.other not in space.places:
             raise ConfigError(f"{folder / 'space.yaml'}: places.{name}.other is {place.other!r}, which is no place")
-    return Pack(space, lexicon)
+    return Pack(space, lexicon, function_words)
 
 
 def _check(adapter: TypeAdapter[Any], path: Path) -> Any:
@@ -111,7 +108,7 @@ def _check(adapter: TypeAdapter[Any], path: Path) -> Any:
 
 
 def derive_lexicon(space: Space, *, find_signature: Callable[[str], ToolSignature | None]) -> Lexicon:
-    """The words that the tools themselves give: attribute words, targets that a tool's line names, names of tools, operators.
+    """The words that the tools themselves give: attribute words, targets that a tool's line names, names of tools.
 
     A place or relation that several tools or targets share a word for (``top``) gets the word each time.
 
@@ -129,4 +126,10 @@ def derive_lexicon(space: Space, *, find_signature: Callable[[str], ToolSignatur
             lexicon[part] = ()
         else:
             lexicon[part] = () if isinstance(item, Place) and item.other else (item.tool.lower(),)
-    return lexicon | {name: (name,) for name in space.operators}
+    return lexicon
+
+
+def join_lexicons(*lexicons: Lexicon) -> Lexicon:
+    """Every part with the words of all lexicons."""
+    parts = dict.fromkeys(part for lexicon in lexicons for part in lexicon)
+    return {part: tuple(dict.fromkeys(word for lexicon in lexicons for word in lexicon.get(part, ()))) for part in parts}
