@@ -58,8 +58,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "Installed in $$((SECONDS - started)) s."
 
 .PHONY: demo
-demo: $(INSTALLED) ## the whole loop on the embedded default: data, two agents, three DPO rounds, evaluation (ARGS="seed=1" ...)
+demo: $(INSTALLED) ## both loops on the embedded default: reasoning agents and DPO rounds, then the assistant (ARGS="seed=1" ...)
 	@$(RUN) -m flows.pipeline $(ARGS)
+	$(RUN) -m flows.clova $(ARGS)
+
+.PHONY: demo-clova
+demo-clova: $(INSTALLED) ## the assistant's loop alone: instructions with feedback, reflection, learning, its table
+	@$(RUN) -m flows.clova $(ARGS)
 
 .PHONY: test
 test: lint ## everything that CI asks: lint, then all tests

@@ -13,10 +13,12 @@ class Layout:
     root: Path
     dataset: str
     rounds: str = "rounds"
+    tasks_name: str = "workshop"
+    cycles: str = "cycles"
 
     @classmethod
     def from_config(cls, config: Config) -> "Layout":
-        return cls(Path(config.paths.data), config.data.name, config.paths.rounds)
+        return cls(Path(config.paths.data), config.data.name, config.paths.rounds, config.assistant.tasks.name, config.paths.cycles)
 
     @property
     def raw(self) -> Path:
@@ -50,6 +52,25 @@ class Layout:
 
     def round(self, number: int) -> Path:
         return self.root / self.rounds / f"{number:02d}"
+
+    @property
+    def assistant(self) -> Path:
+        return self.root / "assistant"
+
+    @property
+    def tasks(self) -> Path:
+        return self.assistant / "tasks" / self.tasks_name
+
+    @property
+    def collection(self) -> Path:
+        return self.assistant / "collection"
+
+    @property
+    def assistant_evaluation(self) -> Path:
+        return self.assistant / "evaluation"
+
+    def cycle(self, number: int) -> Path:
+        return self.root / self.cycles / f"{number:02d}"
 
     def gate(self, name: str) -> Path:
         return self.root / "gates" / name

@@ -22,6 +22,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from yaml import YAMLError
 
 from flows._entry import compose_config
+from flows._layout import Layout
 from visloop.config import Config
 from visloop.errors import ConfigError, DataError
 
@@ -36,6 +37,8 @@ FLOW_STAGES: dict[str, tuple[str, ...]] = {
     "dpo_rounds": ("rounds",),
     "evaluation": ("evaluation",),
     "pipeline": ("generation", "assessment", "sft", "rounds", "evaluation"),
+    "reflect_learn": ("assistant_data", "cycles"),
+    "clova": ("assistant_data", "cycles", "assistant"),
 }
 """Stages of ``dvc.yaml`` by the flow that makes their outputs; a group (``rounds``) stands for all of its members."""
 
@@ -77,6 +80,8 @@ def record_flow(flow: str, config: Config) -> Recorded:
     stages = list(FLOW_STAGES[flow])
     if flow == "dpo_rounds" and config.rounds.only is not None:
         stages = [f"rounds@{config.rounds.only}"]
+    if flow == "reflect_learn":
+        stages = ["assistant_data", *(f"cycles@{number}" for number in list_cycles(config))]
     return record_outs(stages, root=root)
 
 
@@ -175,9 +180,16 @@ def run_dvc(*arguments: str, root: Path, patience: float = _LOCKED_SECONDS) -> s
     return done.stdout
 
 
+def list_cycles(config: Config) -> list[int]:
+    """The cycles whose folders are finished."""
+    layout, cycles = Layout.from_config(config), range(1, config.assistant.tasks.cycles + 1)
+    return [number for number in cycles if (layout.cycle(number) / "manifest.json").is_file()]
+
+
 def _forget_round(config: Config) -> Config:
-    """``rounds.only`` says which part of the work a call does, not what comes out."""
-    return replace(config, rounds=replace(config.rounds, only=None))
+    """``rounds.only`` and ``assistant.tasks.only`` say which part of the work a call does, not what comes out."""
+    tasks = replace(config.assistant.tasks, only=None)
+    return replace(config, rounds=replace(config.rounds, only=None), assistant=replace(config.assistant, tasks=tasks))
 
 
 def _skip(state: RecordState, message: str) -> Recorded:

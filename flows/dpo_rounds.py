@@ -27,7 +27,7 @@ from flows._summary import open_console
 from flows._tracking import TrackedRun
 from flows.assessment import assess_folder
 from flows.sft import sample_folder
-from visloop.config import Config
+from visloop.config import Config, PairStrategy
 from visloop.reasoning.rounds import should_stop
 from visloop.records.reasoning import AssessedPath
 from visloop.records.shards import read_shards
@@ -91,6 +91,7 @@ def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> 
                 sampling=config.rounds.sampling,
                 folder=folder / "paths",
                 key=f"round {number}",
+                greedy=config.answer.reason_sampling if config.rounds.pairs.strategy is PairStrategy.greedy else None,
             )
         )
         child.log_stage(

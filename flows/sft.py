@@ -43,7 +43,7 @@ def sft(values: dict[str, Any]) -> None:
                 model=layout.model("reasoner"),
                 samples=agent_samples,
                 per_question=1,
-                sampling=config.rounds.sampling,
+                sampling=config.answer.reason_sampling,  # as at inference: chains as good as those that it will read
                 folder=layout.agent_paths,
                 key="agent",
             )
@@ -100,21 +100,28 @@ def sample_folder(
     sampling: Sampling,
     folder: Path,
     key: str,
+    greedy: Sampling | None = None,
 ) -> Any:
-    """Stage: chains that a trained reasoner writes, sharded by questions. ``key`` separates the draws of different uses."""
+    """Stage: chains that a trained reasoner writes, sharded by questions; with ``greedy`` also one decoded by that. ``key`` separates
+    the draws of different uses."""
     by_id = {sample.id: sample for sample in samples}
     chat = Lazy(partial(open_chat, mount_model(config.base, model)))
 
     def work(shard: Shard[Sequence[str]], path: Path) -> dict[str, float]:
-        paths = sample_chains(
-            [by_id[sample_id] for sample_id in shard.payload],
-            model=chat.get(),
-            prompts=PromptSet(config.prompts),
-            samples_per_question=per_question,
-            sampling=sampling,
-            seed=seed_for(config.seed, key),
-            image_root=layout.root,
-        )
+        paths = [
+            path
+            for count, decoding, use in ((per_question, sampling, key), (1, greedy, f"{key} greedy"))
+            if decoding is not None
+            for path in sample_chains(
+                [by_id[sample_id] for sample_id in shard.payload],
+                model=chat.get(),
+                prompts=PromptSet(config.prompts),
+                samples_per_question=count,
+                sampling=decoding,
+                seed=seed_for(config.seed, use),
+                image_root=layout.root,
+            )
+        ]
         write_shard(path, paths)
         return {"paths": len(paths), "finished": sum(item.status == "finished" for item in paths)}
 
@@ -124,6 +131,7 @@ def sample_folder(
         inputs={"model": model, "raw": layout.raw},
         config={
             "sampling": sampling,
+            "greedy": greedy,
             "per_question": per_question,
             "chat": mount_model(config.base, Path()),
             "prompts": hash_prompts(config),

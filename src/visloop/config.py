@@ -31,12 +31,15 @@ class PairStrategy(Enum):
     ``correct_flawed``: best-scored correct against the *best*-looking wrong one (the near miss).
     ``margin``: any two whose scores differ by ``min_margin`` or more, also both correct.
     ``first_error``: correct against the wrong one that shares the longest prefix of steps with it.
+    ``greedy``: the greedy chain is one of the two, rejected where it is wrong and chosen where it is right; its partner is the one
+    that shares the longest prefix of steps with it. Questions whose greedy chain gives no pair fall back to ``first_error``.
     """
 
     best_worst = "best_worst"
     correct_flawed = "correct_flawed"
     margin = "margin"
     first_error = "first_error"
+    greedy = "greedy"
 
 
 class Loss(Enum):
@@ -91,12 +94,13 @@ class ChatConfig:
 
 @dataclass
 class PathsConfig:
-    """Folders, relative to the working directory; ``rounds`` is relative to ``data``: a sweep over DPO settings keeps its
-    jobs apart with it and shares everything before the rounds."""
+    """Folders, relative to the working directory; ``rounds`` and ``cycles`` are relative to ``data``: a sweep over DPO or learning
+    settings keeps its jobs apart with them and shares everything before."""
 
     data: str = "data"
     mlruns: str = "mlruns"
     rounds: str = "rounds"
+    cycles: str = "cycles"
 
 
 @dataclass
@@ -221,7 +225,7 @@ class DPOSettings(TrainSettings):
 class PairConfig:
     """How D_t is built from assessed chains. ``min_margin`` in score points; ``max_length_ratio`` of longer to shorter text."""
 
-    strategy: PairStrategy = PairStrategy.first_error
+    strategy: PairStrategy = PairStrategy.greedy
     min_margin: float = 20.0
     max_pairs_per_question: int = 1
     max_length_ratio: float = 3.0
@@ -300,4 +304,5 @@ class Config:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    llm: ChatConfig = field(default_factory=lambda: ChatConfig(backend=Backend.openai, model="llm"))
     assistant: AssistantConfig = field(default_factory=AssistantConfig)

@@ -194,7 +194,7 @@ class PlannerConfig:
     top_p: float = 1.0
     max_new_tokens: int = 256
     candidates: int = 16
-    min_confidence: float = 0.9
+    min_confidence: float = 0.7
 
 
 @dataclass
@@ -232,13 +232,22 @@ class LearningConfig:
 
 @dataclass
 class TasksConfig:
-    """The tasks of a run: which kinds, and how many of each in the stream of instructions with feedback and in the test set."""
+    """The tasks of a run: which kinds, and how many of each in the stream of instructions with feedback, in the test set, in the replay
+    set (base tasks: forgetting) and in the held-out set that a cycle's gate reads.
+
+    ``only`` plays one cycle; None: the next one. ``batch`` tasks are run side by side before any is learned from (None: a whole cycle).
+    ``ablations`` are the rows of the table that are learned anew, by name.
+    """
 
     kinds: list[str] = field(default_factory=lambda: ["vqa", "multi_image", "editing", "tagging"])
     stream: int = 100
     test: int = 200
     replay: int = 60
+    held_out: int = 20
     cycles: int = 4
+    only: int | None = None
+    batch: int | None = None
+    ablations: list[str] = field(default_factory=list)
     novel_share: float = 0.5
     new_wording_share: float = 0.3
     root: str = ""

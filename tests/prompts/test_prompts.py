@@ -103,7 +103,6 @@ VALUES = {
     "reason": "one star is missing",
     "concept": "star",
     "group": "shape",
-    "most": 3,
     "problems": ("line 1: no tool BOX; use one of LOC, COUNT", "line 2: BOX0 is not defined"),
 }
 

@@ -22,9 +22,10 @@ from visloop.config_assistant import (
     VqaBackend,
 )
 from visloop.errors import ConfigError, ModelError
-from visloop.tools.answerers import ANCHORS, CallableAnswerer, make_answerer
+from visloop.tools.answerers import ANCHORS, make_answerer
 from visloop.tools.base import ToolCall
 from visloop.tools.detectors import make_detector
+from visloop.tools.handed_answers import CallableAnswerer
 from visloop.tools.painters import make_painter
 from visloop.tools.prompt_pool import LearnedPrompt, PromptPool, load_pool, save_pool
 from visloop.tools.segmenters import CONCEPTS, make_segmenter
@@ -205,7 +206,7 @@ def test_tuning_lowers_the_loss_of_its_instances_and_leaves_the_weights(name, fo
 
     module = {"LOC": "detectors", "SEG": "segmenters", "VQA": "answerers", "REPLACE": "painters"}
     rates = {"inpainting": 0.01, "mask2former": 0.3}
-    tuning = replace(TUNING, learning_rate=rates.get(name, 0.05), steps=25 if name == "mask2former" else 12, batch_size=4)
+    tuning = replace(TUNING, learning_rate=rates.get(name, 0.05), steps={"mask2former": 25, "inpainting": 3}.get(name, 12), batch_size=4)
     tool = open_tool(name, folders, data, tuning=tuning)
     monkeypatch.setattr(f"visloop.tools.{module[tool.owner]}.optimize_prompt", spy)
     model = tool.mounted.model
@@ -321,3 +322,16 @@ def test_an_answer_is_learned_and_kept_where_it_holds_on_other_pictures_and_refu
     known = [replace(item, id=f"known-{item.id}", target="red") for item in instances if item.split == "validation" and item.positive]
     harmful = tool.tune("star", instances=instances, replay=[*replay, *known], seed=0, cycle=1)
     assert (harmful.kept, harmful.refused, harmful.base_after) == ((), 2, harmful.base_before)
+
+
+def test_threads_that_share_a_model_do_not_see_each_others_prompts(folders, data):
+    from concurrent.futures import ThreadPoolExecutor
+
+    plain = open_tool("maskformer", folders, data)
+    plain = open_tool("maskformer", folders, data, segmenter=replace(plain.config.segmenter, overlap=0.999))
+    prompted = plain.with_pool(fill_pool(plain))
+    calls = [make_call(plain, "maskformer", index=index) for index in range(2)]
+    expected = [[show(result) for result in tool.run(calls)] for tool in (plain, prompted)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda tool: [show(result) for result in tool.run(calls)], [plain, prompted] * 6))
+    assert found == expected * 6

@@ -26,7 +26,7 @@ from visloop.errors import ModelError, TrainingError
 from visloop.scenes.workshop import NOVEL_CONCEPTS
 from visloop.tools.values import Box
 
-TINY = OwlRecipe(pictures=24, steps=40, batch_size=4, examined=4, least_f1=0.0, learning_rate=3e-3, warmup=5)
+TINY = OwlRecipe(pictures=24, steps=25, batch_size=4, examined=3, least_f1=0.0, learning_rate=3e-3, warmup=5)
 
 
 @pytest.fixture(scope="module")

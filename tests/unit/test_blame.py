@@ -184,6 +184,15 @@ def test_the_right_answer_of_a_question_is_inferred_or_nothing(world: World) -> 
     same = fail(world, COMPARE, "red", "teal", "blue", instruction="Is there a teal cell?")
     found = CounterfactualInference().infer(same, replace(critique, step=4), tools=world.tools, seed=0)
     assert found.answer == "green", "the two answers are compared: what the other said makes it right"
+    either = fail(
+        world,
+        COMPARE.split("ANSWER2")[0] + "BOX1=LOC(image=IMAGE,object='blue')\nIMAGE1=CROP(image=IMAGE,box=BOX1)\n"
+        "ANSWER2=VQA(image=IMAGE1,question='What color is it?')\n"
+        "ANSWER3=EVAL(expr=\"'yes' if {ANSWER0} == {ANSWER1} or {ANSWER0} == {ANSWER2} else 'no'\")\nFINAL_RESULT=RESULT(var=ANSWER3)",
+        "red", "teal", "blue", instruction="Is there a teal cell?",
+    )  # fmt: skip
+    found = CounterfactualInference().infer(either, replace(critique, step=1), tools=world.tools, seed=0)
+    assert found.answer is None and "2 other answers" in found.reason, "a guess would be learned"
     hopeless = fail(world, IS_THERE.format(word="red"), "red", "red", instruction="How many red cells are there?")
     assert CounterfactualInference().infer(hopeless, replace(critique, step=1), tools=world.tools, seed=0).answer is None
 

@@ -211,6 +211,7 @@ def test_without_validation_everything_is_kept_also_what_hurts(world: World) -> 
     critic = ScriptedCritic({("t00", "global"): ("program", None), ("t00", "local"): ("nothing", None)})
     strict = run(world, [task], critic)
     assert states(strict)[0] == ("program_demonstration", "refused", False) and not strict.pools.demonstrations.entries
+    assert strict.records.outcomes[0].reason == "the other program is wrong as well: red"
     loose = run(world, [task], critic, learning=LearningConfig(validate=False))
     assert states(loose)[0] == ("program_demonstration", "kept", False)
     assert any("VQA" in entry.program and entry.outcome == "success" for entry in loose.pools.demonstrations.entries)
@@ -242,6 +243,12 @@ def test_first_runs_and_first_critiques_are_batches(world: World) -> None:
     assert world.planner.asked == [(4, False)]
     assert ("LOC", 4) in world.tools.batches
     assert [size for _, _, size in critic.asked] == [4] * 4
+
+
+def test_a_batch_begins_with_what_the_one_before_taught(world: World) -> None:
+    tasks = [world.add("How many teal cells are there?", *["teal"] * count) for count in (1, 2, 3)]
+    at_first = {batch: run(world, tasks, batch=batch).counts["right_at_first"] for batch in (1, 2, None)}
+    assert at_first == {1: 2, 2: 1, None: 0}
 
 
 def stream(world: World) -> list[Task]:
@@ -296,22 +303,24 @@ def test_states_are_pure_and_belong_to_their_stream(world: World, tmp_path: Path
         machine.close(seen[0], start=Pools())
 
 
-def test_the_gate_refuses_the_prompts_that_make_it_forget_and_keeps_the_others(world: World) -> None:
+@pytest.mark.parametrize("newest", ["evil", "teal"])
+def test_the_gate_refuses_the_prompts_that_make_it_forget_and_keeps_the_others(world: World, newest: str) -> None:
     world.provider.lies = {"rosso": "red"}
     teal = world.add("How many teal cells are there?", "teal", "teal")
     world.rows["evil"], world.truths["evil"] = ("red", "red"), "2"
     evil = replace(teal, id="evil", instruction="How many rosso cells are there?", group="evil")
     replay = [world.add("How many red cells are there?", "red", *["blue"] * index, name=f"r{index}") for index in range(3)]
     held_out = [world.add("Is there a teal cell?", "teal", "red", name="h")]
-    result = run(world, [teal, evil], replay=replay, held_out=held_out)
+    tasks = [teal, evil] if newest == "evil" else [evil, teal]
+    result = run(world, tasks, replay=replay, held_out=held_out)
     assert states(result) == [("prompt", "kept", True), ("prompt", "kept", True)]
     assert result.pools.prompts.list_concepts("EYE") == ("teal",)
     gate = result.gate
     assert (gate.replay_before, gate.replay_after, gate.held_out_before, gate.held_out_after) == (1.0, 1.0, 0.0, 1.0)
     assert len(gate.refused) == 1 and "rosso" in gate.reason and gate.gained == ("h",) and not gate.forgotten
-    loose = run(world, [teal, evil], replay=replay, learning=LearningConfig(validate=False))
+    loose = run(world, tasks, replay=replay, learning=LearningConfig(validate=False))
     assert loose.gate.replay_after == 0.0 and not loose.gate.refused and len(loose.gate.forgotten) == 3
-    tolerant = run(world, [teal, evil], replay=replay, learning=LearningConfig(max_replay_drop=1.0))
+    tolerant = run(world, tasks, replay=replay, learning=LearningConfig(max_replay_drop=1.0))
     assert len(tolerant.pools.prompts.prompts) == 2
 
 

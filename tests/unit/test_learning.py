@@ -11,8 +11,9 @@ from tests.fixtures.scripted_chat import ScriptedChat
 from visloop.assistant.cases import Case
 from visloop.assistant.critics import open_critic, open_inference
 from visloop.assistant.gate import choose_replay
-from visloop.assistant.learning import ToolUpdate, adapt_tuning, plan_tuning, update_tool
+from visloop.assistant.learning import ToolUpdate, update_tool
 from visloop.assistant.lessons import count_votes, make_failure, make_successes
+from visloop.assistant.material import adapt_tuning, plan_tuning
 from visloop.assistant.runs import CycleParts, make_case, run_proposals
 from visloop.config_assistant import CriticChoice, LearningConfig, PromptTuning, ReflectionConfig
 from visloop.errors import ConfigError, DataError, TrainingError

@@ -89,6 +89,17 @@ def test_first_error_takes_the_longest_common_beginning() -> None:
     assert names(pairs) == [("g", "late"), ("g", "middle"), ("g", "early")]
 
 
+def test_greedy_pairs_push_what_the_model_says_away_where_it_is_wrong_and_up_where_it_is_right() -> None:
+    words = ("a", "b", "c", "d")
+    near, far = good("near", texts=words[:3]), good("far", texts=("z",))
+    wrong = bad("w", texts=(*words[:2], "x"))
+    said_wrong = bad("greedy", texts=("z", "y"), decoding="greedy")
+    assert names(pair_up([near, far, wrong, said_wrong], strategy="greedy")[0]) == [("far", "greedy")]
+    said_right = good("greedy", texts=("q",), decoding="greedy")
+    assert names(pair_up([near, wrong, said_right], strategy="greedy")[0]) == [("greedy", "w")]
+    assert names(pair_up([near, far, wrong], strategy="greedy")[0]) == [("near", "w")], "without it: first_error"
+
+
 def test_first_error_finds_the_correct_chain_that_shares_most() -> None:
     items = [good("best", 95.0, texts=("x", "y")), good("near", 60.0, texts=("one", "two")), bad("b", texts=("one", "else"))]
     assert names(pair_up(items, strategy="first_error")[0]) == [("near", "b")]

@@ -87,8 +87,14 @@ def test_categories_are_found_by_name_synonym_and_plural(lvis: Path) -> None:
 
 def test_negatives_are_never_the_concept_and_the_confusable_come_first(lvis: Path) -> None:
     found = read_lvis(lvis)
-    assert [region.id for region in found.find_negatives(1)] == [13, 14, 11], "same group, looked for and absent, beside a cat"
-    assert [region.id for region in found.find_negatives(2)] == [10, 12], "a dog was not looked for anywhere: only what is like it"
+    tiers = [[region.id for region in tier] for tier in found.find_negatives(1)]
+    assert tiers == [[13], [14], [11]], "same group, looked for and absent, beside a cat"
+    assert [[region.id for region in tier] for tier in found.find_negatives(2)] == [[10, 12], [], []], "a dog was not looked for"
+    content = make_lvis()
+    content["annotations"].append({"id": 15, "image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5]})
+    lvis.write_text(json.dumps(content))
+    first, _, _ = read_lvis(lvis).find_negatives(1)
+    assert [region.id for region in first] == [13], "what is called a dog and a cat is no negative of either"
 
 
 def test_masks_from_polygons_and_run_lengths(lvis: Path) -> None:
@@ -188,6 +194,12 @@ def test_no_picture_is_ever_in_both_splits(entries: list[tuple[int, bool]], seed
         assert {entry.split for entry in split if entry.positive} == {"train", "validation"}
     backwards = split_instances(instances[::-1], validation_share=0.35, seed=seed)
     assert backwards[::-1] == split, "the order of the instances does not matter"
+
+
+def test_the_share_of_validation_pictures() -> None:
+    instances = [make_instance(str(number), str(number), positive=number < 40) for number in range(60)]
+    split = split_instances(instances, validation_share=0.35, seed=0)
+    assert [sum(entry.positive is positive and entry.split == "validation" for entry in split) for positive in (True, False)] == [14, 7]
 
 
 def test_leaks_and_unnamed_pictures_are_refused() -> None:
@@ -426,6 +438,35 @@ def test_folder_instances_take_siblings_as_negatives(library: Path, tmp_path: Pa
     assert found[0].origin == "teal/0.png" and found[0].licence == "CC0-1.0"
     assert provider.collect("Red  Car", tool="CLASSIFY", positives=3, negatives=0, seed=0)[0].group == "thing"
     assert provider.collect("unknown", tool="CLASSIFY", positives=3, negatives=5, seed=0) == []
+
+
+def test_folders_say_their_licence_and_groups_in_a_file(library: Path, tmp_path: Path) -> None:
+    (library / "sources.json").write_text(json.dumps({"licence": "CC0-1.0", "groups": {"teal": "color", "pink": "color"}, "files": {}}))
+    source = FolderImageSearch(library, out=tmp_path / "out")
+    assert (source.find_group("Teal"), source.list_siblings("teal")) == ("color", ("pink",))
+    assert source.find_pictures("teal", most=1, report=SearchReport())[0].licence == "CC0-1.0"
+    (library / "sources.json").write_text('{"groups": ["teal"]}')
+    with pytest.raises(DataError, match=r"sources\.json: needs licence and groups"):
+        FolderImageSearch(library, out=tmp_path / "out")
+
+
+def test_readers_take_what_the_drawn_world_writes(tmp_path: Path) -> None:
+    from visloop.scenes.workshop_collection import export_collection
+
+    export_collection(
+        tmp_path, concepts=("star", "circle", "teal", "red"), seed=0, pictures_per_concept=4, hits_per_concept=3, wrong_share=0.0
+    )
+    folder = tmp_path / "open_vocabulary"
+    annotations = read_lvis(folder / "annotations.json")
+    provider = OpenVocabularyProvider(annotations, pictures=folder / "pictures", out=tmp_path / "out")
+    found = provider.collect("teal", tool="SEG", positives=4, negatives=8, seed=0)
+    assert sum(entry.positive for entry in found) == 4 and not provider.skipped
+    boxes = {(entry.image, entry.box) for entry in found if entry.positive}
+    assert not boxes & {(entry.image, entry.box) for entry in found if not entry.positive}, "a teal star is no negative of teal"
+    assert all(entry.mask and entry.licence for entry in found) and found[0].group == "color"
+    search = ImageSearchProvider(FolderImageSearch(tmp_path / "image_search", out=tmp_path / "out"))
+    pictures = search.collect("star", tool="SELECT", positives=3, negatives=3, seed=0)
+    assert [entry.label for entry in pictures] == ["star"] * 3 + ["circle"] * 3 and pictures[0].group == "shape" and pictures[0].licence
 
 
 @pytest.mark.parametrize("query", ["../library/teal", "..", "", "/etc", "teal/../pink"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.fixtures.scripted_assistant import World, make_seed_pools
 from tests.fixtures.scripted_chat import ScriptedChat, broken, cut
-from visloop.assistant.cases import Case, find_concept_step, match_answer, read_concept
+from visloop.assistant.cases import Case, find_concept_step, match_answer
 from visloop.assistant.critique_replies import read_critique, read_culprit, read_inferred_answer, read_names, read_step_check
 from visloop.assistant.grammar import parse_program
 from visloop.assistant.inference import ChatInference, ChatNegatives
@@ -121,8 +121,19 @@ def test_concepts_come_from_the_syntax_tree() -> None:
 
 @pytest.mark.parametrize(
     ("value", "answer", "right"),
-    [(True, "yes", True), (True, "false", False), (3, "three", True), (3, "13", False), ("Yes", "true", True), ("a red", "red", True)]
-    + [("no idea", "no", False), ("", "", False), ((), "0", False), (None, "x", False), (1, "yes", False)],
+    [
+        (True, "yes", True),
+        (True, "false", False),
+        (3, "three", True),
+        (3, "13", False),
+        ("Yes", "true", True),
+        ("a red", "red", True),
+        ("no idea", "no", False),
+        ("", "", False),
+        ((), "0", False),
+        (None, "x", False),
+        (1, "yes", False),
+    ],
 )
 def test_answers_match_by_value_and_type(value: object, answer: str, right: bool) -> None:
     assert match_answer(value, answer) is right  # type: ignore[arg-type]
@@ -238,6 +249,12 @@ def test_local_critique_stops_at_what_it_cannot_read(world: World) -> None:
     chat = answer('{"correct": true}', "who knows", cut("no. Error Location: program. Rea"))
     [critique] = ask(chat, [fail(world, TWO_QUESTIONS, "teal")], world, grain="local")
     assert (critique.status, critique.culprit, len(critique.replies)) == ("unreadable", "nothing", 3)
+
+
+def test_local_critique_does_not_pass_a_step_that_got_no_reply(world: World) -> None:
+    chat = answer('{"correct": true}', broken(), broken())
+    [critique] = ask(chat, [fail(world, TWO_QUESTIONS, "teal")], world, grain="local")
+    assert (critique.status, critique.culprit) == ("failed", "nothing")
 
 
 def test_interrupt_critique_shows_error_tools_and_program(world: World) -> None:

@@ -182,7 +182,7 @@ def test_nothing_to_draw_is_said_and_no_file_is_left(report, tmp_path):
         plot_rounds(replace(report, rounds=[]), path)
     with pytest.raises(DataError, match="from 1 to 100"):
         plot_scores([0.5], path, bands={})
-    with pytest.raises(DataError, match="two or more shares"):
+    with pytest.raises(DataError, match="two or more places"):
         plot_scaling({1.0: report.rows[:1]}, path)
     with pytest.raises(DataError, match="one or more chains"):
         plot_chain_matrix({"a": [[0, 0], [0, 0]]}, path)

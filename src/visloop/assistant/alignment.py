@@ -5,8 +5,11 @@ neighbouring slots try every split of the words between them. The score is an al
 both texts.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, Word
 from visloop.assistant.templates import Slot, Template, slot_kind
@@ -14,10 +17,13 @@ from visloop.assistant.templates import Slot, Template, slot_kind
 LONGEST_FILL = 4
 """Words per slot."""
 _KEPT = 4
+_MOST_ORDERS = 6
 _SLOT_WEIGHT = 1.0
-_UNSURE, _UNINTRODUCED, _TRAILING, _TEMPLATE = 0.6, -0.5, 0.0, 0.1
+_UNSURE, _UNINTRODUCED, _TEMPLATE = 0.6, -0.5, 0.1
 """What a concept slot gains by a word, where a known concept gains 1: an unknown word after a determiner or a modifier, one without,
-one after a known noun, a template word."""
+a template word. A slot for a name gains by any word that is no known concept."""
+_TRAILING_PENALTY = 0.8
+"""For an unknown word after a known noun."""
 _BAG = 0.5
 """How much of the score is words in common wherever they stand."""
 DETERMINERS = frozenset({"a", "an", "the", "any", "every", "each", "all", "many", "some", "no", "more", "both", "and", "or", "than", "of"})
@@ -25,7 +31,7 @@ _LENGTH_PENALTY = 0.15
 _SPLIT_PENALTY = 0.6
 """For two slots that take neighbouring words although fixed words stand between them in the template."""
 _LOST_PENALTY = 0.5
-"""For a number, relation or attribute of the instruction that nothing takes up."""
+"""For a number, place or attribute of the instruction that the template does not speak of, and for an attribute that only it speaks of."""
 _STEM = 4
 
 
@@ -46,11 +52,45 @@ class _Partial:
 def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) -> list[Alignment]:
     """The best few ways to read ``words`` as the template's instruction, best first, with different fills.
 
-    Every slot is filled. A word that is surely a concept is never left over; unknown words may be.
+    Every slot that is not optional is filled. A word that is surely a concept is never left over; unknown words may be. Slots of one kind
+    are filled in their order; slots of different kinds may change their turns.
     """
-    elements = template.elements
+    found: dict[tuple[tuple[int, int], ...], Alignment] = {}
+    for turns in _order_slots(template.slots):
+        for alignment in _align_in_order(template, turns, words, lexicon):
+            if alignment.fills not in found or found[alignment.fills].score < alignment.score:
+                found[alignment.fills] = alignment
+    return sorted(found.values(), key=lambda alignment: -alignment.score)
+
+
+def _order_slots(slots: Sequence[Slot]) -> list[tuple[int, ...]]:
+    """In which orders slots may have their turns: optional ones in their place, others of one kind in their order; their own order
+    first, and no others if there are more than ``_MOST_ORDERS``."""
+    free = [index for index, slot in enumerate(slots) if not slot.optional]
+    own = tuple(range(len(slots)))
+    counts = Counter(slots[index].kind for index in free)
+    if math.factorial(len(free)) // math.prod(map(math.factorial, counts.values())) > _MOST_ORDERS:
+        return [own]
+    orders = {own: None}
+    for kinds in permutations([slots[index].kind for index in free]):
+        queues = {kind: [index for index in free if slots[index].kind == kind] for kind in counts}
+        turns = list(own)
+        for place, kind in zip(free, kinds, strict=True):
+            turns[place] = queues[kind].pop(0)
+        orders[tuple(turns)] = None
+    return list(orders)
+
+
+def _align_in_order(template: Template, turns: Sequence[int], words: Sequence[Word], lexicon: Lexicon) -> list[Alignment]:
+    """Alignments with slot ``turns[k]`` in the place of slot k."""
+    slots = template.slots
+    order = iter(turns)
+    elements = [slots[next(order)] if isinstance(element, Slot) else element for element in template.elements]
     row: list[list[_Partial]] = [[_Partial(0.0)]] + [[] for _ in words]
-    _skip_words(row, words, lexicon)
+    spoken = {norm for element in elements for norm in ((element,) if isinstance(element, str) else element.norms)}
+    lost = [0.0 if word.norm in spoken or slot_kind(word.norm, lexicon=lexicon) in (None, "concept") else _LOST_PENALTY for word in words]
+    _skip_words(row, words, lost, lexicon)
+    said = {word.norm for word in words}
     apart = False
     for element in elements:
         following: list[list[_Partial]] = [[] for _ in range(len(words) + 1)]
@@ -59,7 +99,8 @@ def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) 
                 continue
             if isinstance(element, Slot):
                 if element.optional:
-                    following[place] += [_Partial(partial.gain, (*partial.fills, (place, place))) for partial in partials]
+                    missed = _LOST_PENALTY if element.kind == "attribute" and element.norms[0] not in said else 0.0
+                    following[place] += [_Partial(partial.gain - missed, (*partial.fills, (place, place))) for partial in partials]
                 for stop in range(place + 1, min(place + LONGEST_FILL, len(words)) + 1):
                     gain = _gain_of_fill(element, words, place, stop, lexicon)
                     if gain is not None:
@@ -76,8 +117,10 @@ def align_words(template: Template, words: Sequence[Word], *, lexicon: Lexicon) 
                 following[place + 1] += [_Partial(partial.gain + gain, partial.fills) for partial in partials]
         apart = not isinstance(element, Slot)
         row = [_keep_best(partials) for partials in following]
-        _skip_words(row, words, lexicon)
-    return sorted((_score(partial, template, words, lexicon) for partial in row[-1]), key=lambda alignment: -alignment.score)
+        _skip_words(row, words, lost, lexicon)
+    back = {index: turn for turn, index in enumerate(turns)}
+    ordered = [_Partial(partial.gain, tuple(partial.fills[back[index]] for index in range(len(slots)))) for partial in row[-1]]
+    return [_score(partial, template, words, lexicon) for partial in ordered]
 
 
 def _score(partial: _Partial, template: Template, words: Sequence[Word], lexicon: Lexicon) -> Alignment:
@@ -114,16 +157,15 @@ def _share_words(first: Sequence[str], second: Sequence[str], lexicon: Lexicon) 
     return sum(bags[0][stem] + bags[1][stem] for stem in bags[0].keys() & bags[1].keys()) / total if total else 1.0
 
 
-def _skip_words(row: list[list[_Partial]], words: Sequence[Word], lexicon: Lexicon) -> None:
+def _skip_words(row: list[list[_Partial]], words: Sequence[Word], lost: Sequence[float], lexicon: Lexicon) -> None:
     """Let words be left over, where that is allowed: from each cell to the next."""
     for place, word in enumerate(words):
         if not row[place] or lexicon.is_sure(word.norm):
             continue
-        lost = _LOST_PENALTY if slot_kind(word.norm, lexicon=lexicon) not in (None, "concept") else 0.0
         row[place + 1] = _keep_best(
             [
                 *row[place + 1],
-                *(_Partial(partial.gain - lost, partial.fills) for partial in row[place]),
+                *(_Partial(partial.gain - lost[place], partial.fills) for partial in row[place]),
             ]
         )
 
@@ -147,23 +189,27 @@ def _gain_of_fill(slot: Slot, words: Sequence[Word], start: int, stop: int, lexi
     if tuple(word.norm for word in taken) == slot.norms:
         return _SLOT_WEIGHT
     kinds = [slot_kind(word.norm, lexicon=lexicon) for word in taken]
-    if slot.kind != "concept":
+    if slot.kind not in ("concept", "name"):
         return _SLOT_WEIGHT if kinds == [slot.kind] else None
     gains: list[float] = []
+    penalty = _LENGTH_PENALTY * abs(len(taken) - len(slot.norms))
     for place, (word, kind) in enumerate(zip(taken, kinds, strict=True), start=start):
         before = words[place - 1].norm if place else ""
         if lexicon.is_sure(word.norm):
-            gains.append(1.0)
-        elif kind == "concept" and place > start and lexicon.is_sure(before) and before not in lexicon.modifiers:
-            gains.append(_TRAILING)
-        elif kind == "concept":
+            gains.append(1.0 if slot.kind == "concept" else _UNINTRODUCED)
+        elif word.norm in FUNCTION_WORDS or kind not in (None, "concept"):
+            return None
+        elif slot.kind == "name":
+            gains.append(_UNSURE)
+        elif kind is None:
+            gains.append(_TEMPLATE)
+        elif place > start and lexicon.is_sure(before) and before not in lexicon.modifiers:
+            gains.append(0.0)
+            penalty += _TRAILING_PENALTY
+        else:
             introduced = before in DETERMINERS or before.isdigit() or (place > start and gains[-1] > 0) or taken[-1].norm == slot.norms[-1]
             gains.append(_UNSURE if introduced else _UNINTRODUCED)
-        elif word.norm in FUNCTION_WORDS or kind is not None:
-            return None
-        else:
-            gains.append(_TEMPLATE)
-    return _SLOT_WEIGHT * sum(gains) / len(gains) - _LENGTH_PENALTY * abs(len(taken) - len(slot.norms))
+    return _SLOT_WEIGHT * sum(gains) / len(gains) - penalty
 
 
 def _gain_of_match(element: str, norm: str, lexicon: Lexicon) -> float:

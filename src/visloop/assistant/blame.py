@@ -2,8 +2,8 @@
 
 Each learnable step is a hypothesis "this step alone is wrong", the program is one more. A step weighs the odds that its own confidence
 gives to being wrong; the program weighs the odds that its author's confidence gives. A step that no tried result repairs counts a third
-where another step is repaired (what is right may not have been tried), and nothing where no step is: then the program is guilty. A step that the result
-does not depend on is innocent.
+where another step is repaired (what is right may not have been tried), and nothing where no step is: then the program is guilty. A step
+that the result does not depend on is innocent.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,6 +8,7 @@ from visloop.assistant.grammar import format_program
 from visloop.assistant.lexicon import Word, pluralize_word, split_words
 from visloop.assistant.program import TASK_INPUTS, Argument, Literal, Program, Reference, Statement
 from visloop.assistant.templates import Slot, Template, list_name_parts
+from visloop.errors import ProgramError
 from visloop.tools.signatures import find_signature
 
 Fill = Sequence[Word]
@@ -27,7 +28,11 @@ class _Use:
 
 
 def fill_template(template: Template, fills: Sequence[Fill]) -> tuple[tuple[str, ...], str]:
-    """Plan and program with the words ``fills[k]`` in place of slot k; a slot without words keeps its own."""
+    """Plan and program with the words ``fills[k]`` in place of slot k; a slot without words keeps its own.
+
+    Raises:
+        ProgramError: there is no tool or picture for a place.
+    """
     slots = [slot for slot, fill in zip(template.slots, fills, strict=True) if fill]
     fills = [fill for fill in fills if fill]
     inputs = TASK_INPUTS[template.demonstration.task_kind]
@@ -43,6 +48,8 @@ def _fill_statement(statement: Statement, slots: Sequence[Slot], fills: Sequence
         match argument:
             case Reference(name) if name in inputs and name.lower() in places:
                 argument = Reference(places[name.lower()].upper())
+                if argument.name not in inputs:
+                    raise ProgramError(f"there is no picture {argument.name}; there are {', '.join(inputs)}")
             case Literal(str() as text):
                 argument = Literal(_fill_text(text, slots, fills, expression=statement.tool == "EVAL"))
             case Literal(int() as number) if not isinstance(number, bool):
@@ -52,12 +59,13 @@ def _fill_statement(statement: Statement, slots: Sequence[Slot], fills: Sequence
 
 
 def _fill_tool(tool: str, places: Mapping[str, str]) -> str:
-    """The tool of the same kind for another place: CROP_LEFTOF -> CROP_ABOVE, TOP -> BOTTOM. Unchanged if there is none."""
+    """The tool of the same kind for another place: CROP_LEFTOF -> CROP_ABOVE, TOP -> BOTTOM."""
     for part, place in ((part, places[part]) for part in list_name_parts(tool) if part in places):
         for suffix in ("OF", ""):
             name = re.sub(rf"{part.upper()}(OF)?$", place.upper() + suffix, tool)
             if find_signature(name) is not None:
                 return name
+        raise ProgramError(f"there is no tool like {tool} for {place!r}")
     return tool
 
 

@@ -116,7 +116,7 @@ class OpenVocabularyProvider:
             return []
         # draws are keyed by region, so that asking for more keeps what a smaller request got
         own = sorted(self._set.find_regions(category.id), key=lambda region: seed_for(seed, category.id, region.id))
-        others = self._spread(self._set.find_negatives(category.id), seed=seed)
+        others = [region for tier in self._set.find_negatives(category.id) for region in self._spread(tier, seed=seed)]
         taken = [*self._take(own, positives, concept, tool=tool), *self._take(others, negatives, concept, tool=tool)]
         return split_instances(taken, validation_share=self._share, seed=seed)
 

@@ -8,7 +8,8 @@ from PIL import Image
 from visloop.assistant.cases import Case, Critic
 from visloop.assistant.cycle_state import Pools
 from visloop.assistant.interpreter import Execution, Job, run_programs
-from visloop.assistant.learning import LearningTools, TeachingSources, TuningPlan
+from visloop.assistant.learning import LearningTools
+from visloop.assistant.material import TeachingSources, TuningPlan
 from visloop.assistant.proposals import Planner
 from visloop.assistant.traces import make_trace
 from visloop.config_assistant import LearningConfig, ReflectionConfig

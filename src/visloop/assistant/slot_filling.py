@@ -78,7 +78,10 @@ class SlotFillingPlanner:
             if len(forms) > self.config.candidates:
                 break
             for alignment in align_words(template, words, lexicon=lexicon):
-                plan, program = fill_template(template, [words[start:stop] for start, stop in alignment.fills])
+                try:
+                    plan, program = fill_template(template, [words[start:stop] for start, stop in alignment.fills])
+                except ProgramError:
+                    continue
                 form = normalize_program(program)
                 if form in found and found[form].score >= alignment.score:
                     continue

@@ -14,7 +14,8 @@ from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, split_words
 from visloop.assistant.program import Literal, Program, Reference
 from visloop.records.assistant import Demonstration
 
-SlotKind = Choice["concept", "number", "place", "attribute"]
+SlotKind = Choice["concept", "name", "number", "place", "attribute"]
+"""A ``name`` is what is repeated in an argument but is no concept of a tool: an emoji, a set to list, a word of a question."""
 PLACES = frozenset({"left", "right", "middle", "above", "below", "top", "bottom", "wall", "corner"})
 """Words for places and directions: they name tools (CROP_LEFTOF, TOP), pictures (LEFT) and targets (``'wall'``)."""
 ATTRIBUTES = frozenset({"color", "colour", "shape", "pattern", "size", "material"})
@@ -33,7 +34,7 @@ class Slot:
     @property
     def is_open(self) -> bool:
         """Whether it holds what an instruction is about, which says nothing about the program that it needs."""
-        return self.kind == "concept" and not self.optional
+        return self.kind in ("concept", "place", "number") or (self.kind == "name" and not self.optional)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def build_template(demonstration: Demonstration, *, lexicon: Lexicon) -> Templat
     norms = [word.norm for word in split_words(demonstration.instruction)]
     repeated = {norm for text in texts for norm in text}
     found = [_find_slot(norm, repeated=repeated, names=names, lexicon=lexicon) for norm in norms]
-    cuts = _find_cuts(norms, [slot is not None and slot.kind == "concept" for slot in found], texts)
+    cuts = _find_cuts(norms, [slot is not None and slot.kind in ("concept", "name") for slot in found], texts)
     elements: list[str | Slot] = []
     for index, (norm, slot) in enumerate(zip(norms, found, strict=True)):
         last = elements[-1] if elements else None
@@ -107,7 +108,7 @@ def _find_slot(norm: str, *, repeated: set[str], names: set[str], lexicon: Lexic
     if norm not in repeated and not (kind == "place" and norm in names):
         return None
     if kind is None:
-        return None if norm in FUNCTION_WORDS else Slot("concept", (norm,), optional=True)
+        return None if norm in FUNCTION_WORDS else Slot("name", (norm,), optional=True)
     return Slot(kind, (norm,), optional=kind == "attribute")
 
 

@@ -24,6 +24,7 @@ from visloop.errors import ConfigError, DataError
 PICTURE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"})
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _LONGEST_QUERY = 100
+SOURCES_NAME = "sources.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,12 @@ class _Hit(BaseModel):
 class _Page(BaseModel):
     model_config = ConfigDict(extra="ignore")
     results: list[_Hit]
+
+
+class _Sources(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    licence: str = ""
+    groups: dict[str, str] = {}
 
 
 class HttpImageSearch:
@@ -253,6 +260,10 @@ class FolderImageSearch:
     """Pictures on disk as a search: one folder per concept, ``<root>/<concept>/*.png``; ``groups`` says what kind each concept is.
 
     A term is looked up among the folders that are there; it never becomes a path. ``licence`` and the file are kept on every picture.
+    Where they are not given, a file ``sources.json`` in ``root`` says them: ``{"licence": ..., "groups": {concept: group}}``.
+
+    Raises:
+        DataError: no such folder, or a ``sources.json`` of another form.
     """
 
     name = "folder"
@@ -260,11 +271,12 @@ class FolderImageSearch:
     def __init__(self, root: Path, *, out: Path, groups: Mapping[str, str] | None = None, licence: str = "") -> None:
         if not root.is_dir():
             raise DataError(f"{root}: no folder of pictures; it needs one folder per concept")
-        self._out, self._licence, self._root = out, licence, root
+        noted = _read_sources(root / SOURCES_NAME)
+        self._out, self._licence, self._root = out, licence or noted.licence, root
         self._folders = {
             _normalize(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.is_symlink()
         }
-        self._groups = {_normalize(concept): group for concept, group in (groups or {}).items()}
+        self._groups = {_normalize(concept): group for concept, group in (noted.groups if groups is None else groups).items()}
 
     def find_group(self, query: str) -> str:
         """The kind of thing that a concept is, or empty."""
@@ -297,6 +309,16 @@ class FolderImageSearch:
                 found[stored.sha256] = FoundPicture(name=stored.name, sha256=stored.sha256, origin=where, licence=self._licence)
                 report.stored += 1
         return list(found.values())
+
+
+def _read_sources(path: Path) -> _Sources:
+    if not path.is_file():
+        return _Sources()
+    try:
+        return _Sources.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise DataError(f"{path}: needs licence and groups (concept: group): {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _normalize(name: str) -> str:

@@ -12,14 +12,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from visloop.errors import DataError
-from visloop.tools.values import Mask
+
+Mask: TypeAlias = NDArray[np.bool_]
+_SAME_REGION = 0.5
 
 
 class _Record(BaseModel):
@@ -116,20 +119,34 @@ class LvisSet:
         """All regions of a category."""
         return self._by_category.get(category, [])
 
-    def find_negatives(self, category: int) -> list[LvisRegion]:
-        """Regions that are known to be something else, the most easily confused first: same group, then pictures in which the category
-        was looked for and not found, then other boxes beside the category's own. A region of the category itself never occurs."""
+    def find_negatives(self, category: int) -> tuple[list[LvisRegion], list[LvisRegion], list[LvisRegion]]:
+        """Regions that are known to be something else, the most easily confused first: of the same group; of pictures in which the
+        category was looked for and not found; beside the category's own. A region of the category itself never occurs, also not under
+        another name: a teal star is no negative of teal."""
         group = self.categories[category].group
-        siblings = [other.id for other in self.categories.values() if group and other.group == group and other.id != category]
-        found: dict[int, LvisRegion] = {}
-        for sibling in siblings:
-            found.update((region.id, region) for region in self.find_regions(sibling))
-        for picture in self.pictures.values():
-            if category in picture.absent:
-                found.update((region.id, region) for region in self._by_picture.get(picture.id, []))
-        for own in self.find_regions(category):
-            found.update((region.id, region) for region in self._by_picture[own.picture])
-        return [region for region in found.values() if region.category != category]
+        siblings = {other.id for other in self.categories.values() if group and other.group == group and other.id != category}
+        absent = {picture.id for picture in self.pictures.values() if category in picture.absent}
+        own = {region.picture for region in self.find_regions(category)}
+        others = [region for region in self.regions if region.category != category and not self._is_category(region, category)]
+        first = [region for region in others if region.category in siblings]
+        second = [region for region in others if region.picture in absent and region.category not in siblings]
+        third = [region for region in others if region.picture in own - absent and region.category not in siblings]
+        return first, second, third
+
+    def _is_category(self, region: LvisRegion, category: int) -> bool:
+        """Whether a region of the category lies on the same place."""
+        return any(
+            other.category == category and _overlap(region.box, other.box) >= _SAME_REGION for other in self._by_picture[region.picture]
+        )
+
+
+def _overlap(first: tuple[float, float, float, float], second: tuple[float, float, float, float]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(0.0, width) * max(0.0, height)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - shared
+    return shared / union if union > 0 else 0.0
 
 
 def normalize_name(name: str) -> str:

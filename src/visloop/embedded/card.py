@@ -20,7 +20,7 @@ class CardFacts:
     minutes: float
     device: str
     limits: tuple[str, ...]
-    task: str = "image-text-to-text"
+    pipeline_tag: str = "image-text-to-text"
 
 
 def format_table(table: Table, *, corner: str) -> str:
@@ -43,7 +43,7 @@ def format_table(table: Table, *, corner: str) -> str:
 def write_card(folder: Path, *, facts: CardFacts, tables: Mapping[str, Table]) -> None:
     """Write ``README.md`` into a model's folder; ``tables`` are headed by their keys."""
     parts = [
-        f"---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: {facts.task}\n---",
+        f"---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: {facts.pipeline_tag}\n---",
         f"# {facts.title}",
         facts.purpose,
         "## Recipe\n\n" + "\n".join(f"- {line}" for line in facts.recipe),

@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from visloop.errors import ModelError, TrainingError
 
@@ -12,7 +19,7 @@ LARGEST_ROUNDING = 2e-3
 """Largest relative change that rounding to fp16 may make to a weight that is not tiny."""
 
 
-def save_shipped(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> float:
+def save_shipped(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> float:
     """Write the model as fp16 safetensors with its processor; ``from_pretrained`` gives fp32 tensors back.
 
     Returns:

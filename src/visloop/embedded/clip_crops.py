@@ -51,7 +51,7 @@ def draw_scene_crops(count: int, *, world: StyledWorld, seed: int) -> CropSet:
 
 def draw_box_crops(count: int, *, world: StyledWorld, seed: int) -> CropSet:
     """Crops of NLVR's objects: circles, squares and triangles in yellow, black and blue, three sizes, sometimes side by side."""
-    return _gather((_draw_box_scene(seed_for(seed, "boxes", index), world) for index in range(count)), count=count, world=world, seed=seed)
+    return _gather((draw_box_scene(seed_for(seed, "boxes", index), world) for index in range(count)), count=count, world=world, seed=seed)
 
 
 def draw_extra_crops(count: int, *, world: StyledWorld, extras: Extras, seed: int) -> CropSet:
@@ -108,7 +108,8 @@ def _cut(pixels: NDArray[np.uint8], box: Box, mask: Mask, rng: np.random.Generat
     return np.asarray(crop.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def _draw_box_scene(seed: int, world: StyledWorld) -> Scene:
+def draw_box_scene(seed: int, world: StyledWorld) -> Scene:
+    """A random box of NLVR's objects that do not overlap, sometimes side by side."""
     rng = np.random.default_rng(seed)
     radii = {size.name: size.radius for size in world.sizes}
     placed: list[tuple[SceneObject, float]] = []

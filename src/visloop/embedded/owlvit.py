@@ -54,7 +54,7 @@ class OwlRecipe:
     loss: DetectionLoss = field(default_factory=lambda: DetectionLoss(alpha=0.5, gamma=2.0, box_weight=3.0))
     image_size: int = 96
     examined: int = 150
-    least_f1: float = 0.5
+    least_f1: float = 0.6
 
     def describe(self) -> tuple[str, ...]:
         """The recipe in lines for the model card."""

@@ -73,7 +73,7 @@ def train_owlvit(out: Path, *, clip: str, recipe: OwlRecipe, seed: int, device: 
             "held-out scenes share the training distribution",
             "one seed was trained; the spread over seeds was not measured",
         ),
-        task="zero-shot-object-detection",
+        pipeline_tag="zero-shot-object-detection",
     )
     write_card(folder, facts=facts, tables={"Measured on held-out scenes (boxes with IoU of at least 0.5)": table})
     report(f"owlvit: AP50 {table['all']['AP50']:.3f}, F1 {table['all']['F1']:.3f} at {threshold:.2f}, {minutes:.1f} CPU minutes")

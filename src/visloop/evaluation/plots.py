@@ -154,24 +154,34 @@ def plot_scaling(points: Mapping[float, Sequence[Row]], path: Path) -> None:
     Raises:
         DataError: fewer than two shares.
     """
+    percent = {share * 100: rows for share, rows in points.items()}
+    plot_curve(percent, path, place="share of the reason set (%)", title="More reasoning data")
+
+
+def plot_curve(points: Mapping[float, Sequence[Row]], path: Path, *, place: str, title: str) -> None:
+    """Measures along anything: place -> rows, one line per system and metric, with intervals. ``place`` names the axis.
+
+    Raises:
+        DataError: fewer than two places, or fractions and points together.
+    """
     shares = sorted(points)
     if len(shares) < 2:
-        raise DataError(f"{path.name}: a curve needs two or more shares of the data, got {shares}")
+        raise DataError(f"{path.name}: a curve needs two or more places, got {shares}")
     lines = list(dict.fromkeys((row.name, row.metric) for share in shares for row in points[share]))
     if len({is_percentage(metric) for _, metric in lines}) != 1:
         raise DataError(f"{path.name}: fractions and points cannot share an axis: {sorted({metric for _, metric in lines})}")
-    factor = _factor(lines[0][1])
+    factor, shift = _factor(lines[0][1]), 0.006 * (shares[-1] - shares[0])
     with _figure(path, width=7.0, height=4.6) as figure:
         axes = figure.add_subplot()
         for index, (name, metric) in enumerate(lines):
             mine = [(share, row) for share in shares for row in points[share] if (row.name, row.metric) == (name, metric)]
-            places = [share * 100 + 0.6 * (index - (len(lines) - 1) / 2) for share, _ in mine]
+            places = [share + shift * (index - (len(lines) - 1) / 2) for share, _ in mine]
             rows = [row for _, row in mine]
             _draw_line(axes, places, rows, factor, style=index, label=f"{name}: {metric.replace('_', ' ')}")
-        axes.set_xticks([share * 100 for share in shares])
-        axes.set_xlabel("share of the reason set (%)")
+        axes.set_xticks(shares)
+        axes.set_xlabel(place)
         axes.set_ylabel("accuracy (%)" if factor == 100.0 else format_metric(lines[0][1]))
-        axes.set_title("More reasoning data")
+        axes.set_title(title)
         axes.margins(y=0.15)
         axes.legend(loc="best")
 

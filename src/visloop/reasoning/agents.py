@@ -15,7 +15,7 @@ from visloop.prompts.render import PromptSet
 from visloop.reasoning.asking import ask_model, ask_once, open_dialogue
 from visloop.reasoning.replies import read_answer
 from visloop.records.chains import format_thoughts, parse_chain
-from visloop.records.reasoning import AgentAnswer, AnswerStatus, PathStatus, ReasoningPath, ReasoningStep, Sample
+from visloop.records.reasoning import AgentAnswer, AnswerStatus, Decoding, PathStatus, ReasoningPath, ReasoningStep, Sample
 
 
 def sample_chains(
@@ -28,7 +28,8 @@ def sample_chains(
     seed: int,
     image_root: Path,
 ) -> list[ReasoningPath]:
-    """Chains of the reasoning agent, each written in one reply: ``samples_per_question`` per sample, one batch.
+    """Chains of the reasoning agent, each written in one reply: ``samples_per_question`` per sample, one batch. At temperature 0
+    they are marked as greedy.
 
     ``finished`` has closed thoughts and the agent's own answer in ``<output>``. ``truncated``: the token budget cut the
     reply before that. ``unparsable``: the agent stopped, but tags, step lines or the answer are missing. ``failed``: no
@@ -45,6 +46,7 @@ def sample_chains(
         for sample in samples
         for index in range(samples_per_question)
     ]
+    decoding: Decoding = "greedy" if sampling.temperature == 0 else "sampled"
     replies = ask_once(
         [sample for sample, _, _ in plan],
         texts=[prompts.render("reason", question=sample.question) for sample, _, _ in plan],
@@ -72,6 +74,7 @@ def sample_chains(
                 prompts_hash=prompts.hash,
                 new_tokens=reply.new_tokens,
                 error=error,
+                decoding=decoding,
             )
         )
     return paths

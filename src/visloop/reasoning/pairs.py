@@ -184,6 +184,15 @@ def _rank_first_error(group: _Group, config: PairConfig) -> Iterator[tuple[_Chai
     yield from sorted(pairs, key=lambda pair: (-count_common_steps(*pair), -_score(pair[0], missing=0.0), pair[0].tie, pair[1].tie))
 
 
+def _rank_greedy(group: _Group, config: PairConfig) -> Iterator[tuple[_Chain, _Chain]]:
+    """Pairs with the greedy chain first: what the model says by itself is pushed away where it is wrong, and up where it is right."""
+
+    def is_greedy(chain: _Chain) -> bool:
+        return chain.item.path.decoding == "greedy"
+
+    yield from sorted(_rank_first_error(group, config), key=lambda pair: not any(map(is_greedy, pair)))
+
+
 def count_common_steps(first: _Chain, second: _Chain) -> int:
     """How many steps two chains share from the start (summary and reasoning equal)."""
     count = 0
@@ -199,6 +208,7 @@ _RANKERS: dict[PairStrategy, Callable[[_Group, PairConfig], Iterator[tuple[_Chai
     PairStrategy.correct_flawed: _rank_correct_flawed,
     PairStrategy.margin: _rank_margin,
     PairStrategy.first_error: _rank_first_error,
+    PairStrategy.greedy: _rank_greedy,
 }
 
 

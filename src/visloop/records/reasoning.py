@@ -13,6 +13,7 @@ Action = Literal["continue", "summary"]
 PathStatus = Literal["finished", "step_limit", "unparsable", "truncated", "failed"]
 """``finished``: steps and an answer. ``step_limit``: still "continue" after the last allowed step. ``unparsable``: no
 readable step after all repairs. ``truncated``: cut by the token budget. ``failed``: the backend gave no reply."""
+Decoding = Literal["sampled", "greedy"]
 Verdict = Literal["correct", "wrong", "unjudged"]
 ScoreStatus = Literal["scored", "unjudged", "not_asked"]
 ExampleKind = Literal["reason", "optimal", "flawed", "wrong_answer", "agent", "general", "direct", "multi_turn"]
@@ -56,7 +57,7 @@ class GroundTruth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningPath:
-    """One sampled chain. ``replies`` keeps every raw reply, readable or not; ``error`` says why a chain is not finished."""
+    """One chain, sampled or greedy. ``replies`` keeps every raw reply, readable or not; ``error`` says why a chain is not finished."""
 
     id: str
     sample_id: str
@@ -71,6 +72,7 @@ class ReasoningPath:
     prompts_hash: str
     new_tokens: int = 0
     error: str | None = None
+    decoding: Decoding = "sampled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

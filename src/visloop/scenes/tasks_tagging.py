@@ -7,7 +7,7 @@ among the objects that are asked for, so that the best object of every name is t
 import json
 import re
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 from visloop.errors import DataError
@@ -28,6 +28,8 @@ from visloop.scenes.workshop_families import (
 )
 from visloop.scenes.world import Attribute, Scene
 
+FACTS = Path(__file__).parent / "facts.json"
+"""What LIST knows of the drawn world: a question and the names that answer it."""
 _LAST = "Visualize results."
 _FACT = re.compile(r"(shapes|colors) of the (\w+) (?:set|flag)")
 
@@ -39,7 +41,7 @@ def load_facts() -> dict[str, tuple[str, ...]]:
     Raises:
         DataError: the file is damaged.
     """
-    text = files("visloop.scenes").joinpath("facts.json").read_text(encoding="utf-8")
+    text = FACTS.read_text(encoding="utf-8")
     try:
         return {question: tuple(map(str, names)) for question, names in json.loads(text).items()}
     except (json.JSONDecodeError, AttributeError, TypeError) as error:

@@ -12,8 +12,9 @@ from visloop.records.reasoning import Split
 from visloop.scenes.edits import EditStep, apply_edits, replace_object
 from visloop.scenes.export import LICENCE, SPLIT_SHARES, assign_split, format_scene, save_picture, save_pictures
 from visloop.scenes.regions import locate_objects
+from visloop.scenes.statement_draws import INPUTS
 from visloop.scenes.tasks_editing import EDITING_FAMILIES
-from visloop.scenes.tasks_multi_image import INPUTS, MULTI_IMAGE_FAMILIES
+from visloop.scenes.tasks_multi_image import MULTI_IMAGE_FAMILIES
 from visloop.scenes.tasks_tagging import TAGGING_FAMILIES
 from visloop.scenes.tasks_vqa import VQA_FAMILIES
 from visloop.scenes.workshop import NOVEL_CONCEPTS

@@ -1,30 +1,27 @@
 """VQA by BLIP with learned prompts (CLOVA 3.4), or by a callable that answers, such as the two agents."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from visloop.answers import normalize_answer
 from visloop.config_assistant import ToolsConfig, VqaBackend
-from visloop.errors import ConfigError, ModelError, VisloopError
+from visloop.errors import ConfigError, ModelError
 from visloop.ids import make_id
 from visloop.records.assistant import Instance, PromptEntry
 from visloop.tools.base import ToolCall, ToolResult, TuningReport
+from visloop.tools.handed_answers import AnswerQuestions, CallableAnswerer, Question, read_calls
 from visloop.tools.mounted import Mounted, mount_model, open_picture, split_batches
 from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
 from visloop.tools.prompted import blend_prompts, optimize_prompt, start_prompt, to_numpy
 from visloop.tools.signatures import SIGNATURES
 from visloop.tools.validated_tuning import Learned, Pictures, split_concepts, tune_prompts
 
-Question: TypeAlias = tuple[str, Image.Image]
-AnswerQuestions: TypeAlias = Callable[[Sequence[Question]], list[str]]
-"""Answers questions about pictures, in order."""
 ANCHORS: Final = "(anchors)"
 """The concept under which the zero prompts of questions that were right already lie in the pool."""
 _LONGEST: Final = 10
@@ -62,65 +59,6 @@ def _load_blip(source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     return BlipForQuestionAnswering.from_pretrained(source, dtype=dtype), processor
 
 
-def read_calls(calls: Sequence[ToolCall]) -> tuple[dict[int, Question], dict[int, ToolResult]]:
-    """The questions of calls by their index, and the results of those that ask nothing."""
-    asked: dict[int, Question] = {}
-    refused: dict[int, ToolResult] = {}
-    for index, call in enumerate(calls):
-        image, question = call.arguments.get("image"), call.arguments.get("question")
-        if isinstance(image, Image.Image) and isinstance(question, str) and question.strip():
-            asked[index] = (question.strip(), image.convert("RGB"))
-        else:
-            refused[index] = ToolResult(value=None, error=f"VQA needs a picture and a question; got {image!r} and {question!r}")
-    return asked, refused
-
-
-class CallableAnswerer:
-    """VQA by whatever answers. It has no prompts of its own: the two agents improve by rounds."""
-
-    signature = SIGNATURES["VQA"]
-    owner = "VQA"
-
-    def __init__(self, answer: AnswerQuestions, *, pool: PromptPool) -> None:
-        self._answer, self.pool = answer, pool
-
-    def with_pool(self, pool: PromptPool) -> "CallableAnswerer":
-        """The same answerer; a pool changes nothing here."""
-        return CallableAnswerer(self._answer, pool=pool)
-
-    def list_concepts(self, call: ToolCall) -> tuple[str, ...]:
-        """None: nothing can be learned."""
-        return ()
-
-    def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
-        """One answer per call; an error of the answerer is every call's."""
-        asked, results = read_calls(calls)
-        if asked:
-            try:
-                answers = self._answer(list(asked.values()))
-            except VisloopError as error:
-                return [results.get(index, ToolResult(value=None, error=str(error))) for index in range(len(calls))]
-            if len(answers) != len(asked):
-                raise ModelError(f"the answerer of VQA gave {len(answers)} answers to {len(asked)} questions")
-            for index, answer in zip(asked, answers, strict=True):
-                results[index] = ToolResult(value=answer) if answer else ToolResult(value=None, error="VQA: no answer could be read")
-        return [results[index] for index in range(len(calls))]
-
-    def tune(self, concept: str, *, instances: Sequence[Instance], replay: Sequence[Instance], seed: int, cycle: int) -> TuningReport:
-        """Keeps nothing."""
-        return TuningReport(
-            pool=self.pool,
-            kept=(),
-            refused=0,
-            reason="the backend agents has no prompts; its models are trained in rounds",
-            validation_before=0.0,
-            validation_after=0.0,
-            base_before=1.0,
-            base_after=1.0,
-            seconds=0.0,
-        )
-
-
 class BlipAnswerer:
     """VQA by BLIP. Prompts (tokens, hidden) stand behind the states of the question that the answer decoder attends to.
 
@@ -154,7 +92,8 @@ class BlipAnswerer:
         places = list(asked)
         for batch in split_batches(len(places), self.config.answerer.batch_size):
             chosen = [places[at] for at in batch]
-            results |= zip(chosen, self._answer([asked[index] for index in chosen]), strict=True)
+            with self.mounted.lock:
+                results |= zip(chosen, self._answer([asked[index] for index in chosen]), strict=True)
         return [results[index] for index in range(len(calls))]
 
     def tune(self, concept: str, *, instances: Sequence[Instance], replay: Sequence[Instance], seed: int, cycle: int) -> TuningReport:
@@ -164,17 +103,18 @@ class BlipAnswerer:
         """
         usable = [item for item in instances if item.question and item.target]
         known = [item for item in replay if item.question and item.target]
-        return tune_prompts(
-            self,
-            concept,
-            pool=self.pool,
-            instances=usable,
-            replay=known[1::2],
-            tuning=self._tuning,
-            seed=seed,
-            cycle=cycle,
-            companions=self._make_anchors(known[::2], cycle=cycle),
-        )
+        with self.mounted.lock:
+            return tune_prompts(
+                self,
+                concept,
+                pool=self.pool,
+                instances=usable,
+                replay=known[1::2],
+                tuning=self._tuning,
+                seed=seed,
+                cycle=cycle,
+                companions=self._make_anchors(known[::2], cycle=cycle),
+            )
 
     @torch.no_grad()
     def _answer(self, asked: Sequence[Question]) -> list[ToolResult]:

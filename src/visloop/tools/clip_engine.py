@@ -11,6 +11,7 @@ from PIL import Image
 from visloop.config_assistant import ToolsConfig
 from visloop.errors import DataError
 from visloop.records.assistant import Instance, PromptEntry
+from visloop.tools.anchors import Anchors, load_anchors
 from visloop.tools.base import TuningReport
 from visloop.tools.clip_model import ClipEncoder, load_clip, model_folder
 from visloop.tools.instances import match_region, read_instances
@@ -35,8 +36,10 @@ class ClipEngine:
         root: the data folder that the paths of instances start from.
     """
 
-    def __init__(self, encoder: ClipEncoder, vocabulary: Vocabulary, *, config: ToolsConfig, root: Path = Path()) -> None:
-        self.encoder, self.vocabulary, self.config, self.root = encoder, vocabulary, config, root
+    def __init__(
+        self, encoder: ClipEncoder, vocabulary: Vocabulary, *, config: ToolsConfig, root: Path = Path(), anchors: Anchors | None = None
+    ) -> None:
+        self.encoder, self.vocabulary, self.config, self.root, self.anchors = encoder, vocabulary, config, root, anchors
         self._regions: OrderedDict[bytes, tuple[Region, ...]] = OrderedDict()
 
     def open_bank(self, pool: PromptPool) -> PromptBank:
@@ -95,7 +98,7 @@ class ClipEngine:
             validation=read_instances(validation, root=self.root),
             replay=read_instances(replay, root=self.root),
             config=self.config.tuning,
-            seed=seed,
+            anchors=self.anchors,
         )
         entry = PromptEntry(
             id="",
@@ -132,4 +135,5 @@ def load_engine(config: ToolsConfig, *, root: Path = Path()) -> ClipEngine:
     Raises:
         ModelError, DataError: the model or its vocabulary cannot be loaded.
     """
-    return ClipEngine(load_clip(config.clip), load_vocabulary(model_folder(config.clip)), config=config, root=root)
+    folder = model_folder(config.clip)
+    return ClipEngine(load_clip(config.clip), load_vocabulary(folder), config=config, root=root, anchors=load_anchors(folder))

@@ -21,7 +21,7 @@ from visloop.config_assistant import VisionConfig
 from visloop.errors import ModelError
 
 PLACEHOLDER_ID = 0
-"""Id of the tokens whose embeddings a prompt replaces. CLIP's end of text must stay the largest id of its row (old checkpoints pool there)."""
+"""Id of the tokens whose embeddings a prompt replaces; the end of text must stay the largest id of its row (old checkpoints pool there)."""
 
 
 class ClipEncoder:

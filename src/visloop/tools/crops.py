@@ -20,9 +20,9 @@ def cut_crop(pixels: NDArray[np.uint8], box: Box, mask: Mask | None = None) -> I
     left out by what found it.
     """
     height, width = pixels.shape[:2]
-    side = max(int(round(max(box.right - box.left, box.bottom - box.top) * (1 + 2 * MARGIN))), 2)
+    side = max(round(max(box.right - box.left, box.bottom - box.top) * (1 + 2 * MARGIN)), 2)
     center_x, center_y = box.center
-    left, top = int(round(center_x - side / 2)), int(round(center_y - side / 2))
+    left, top = round(center_x - side / 2), round(center_y - side / 2)
     crop = np.empty((side, side, 3), np.uint8)
     crop[:] = GROUND
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)

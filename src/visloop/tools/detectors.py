@@ -122,12 +122,16 @@ class Detector:
         places = list(asked)
         for batch in split_batches(len(places), self.config.detector.batch_size):
             chosen = [places[at] for at in batch]
-            results |= zip(chosen, self._detect([asked[index] for index in chosen]), strict=True)
+            with self.mounted.lock:
+                results |= zip(chosen, self._detect([asked[index] for index in chosen]), strict=True)
         return [results[index] for index in range(len(calls))]
 
     def tune(self, concept: str, *, instances: Sequence[Instance], replay: Sequence[Instance], seed: int, cycle: int) -> TuningReport:
         """Learn visual prompts for one name; see ``LearnableTool``. Instances have boxes, and labels for what else is there."""
-        return tune_prompts(self, concept, pool=self.pool, instances=instances, replay=replay, tuning=self._tuning, seed=seed, cycle=cycle)
+        with self.mounted.lock:
+            return tune_prompts(
+                self, concept, pool=self.pool, instances=instances, replay=replay, tuning=self._tuning, seed=seed, cycle=cycle
+            )
 
     def _detect(self, asked: Sequence[tuple[Image.Image, str]]) -> list[ToolResult]:
         logits, boxes, features = self._forward([image for image, _ in asked], [name for _, name in asked])

@@ -76,7 +76,7 @@ def align_mask(region: Region) -> Exemplar:
 
 def _clip_frame(frame: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """The frame moved into the picture: an object at the wall is never larger than the picture."""
-    left, top, right, bottom = frame
+    left, top, right, _bottom = frame
     side = min(right - left, *size)
     left, top = min(max(left, 0.0), size[0] - side), min(max(top, 0.0), size[1] - side)
     return left, top, left + side, top + side
@@ -143,9 +143,9 @@ def draw_exemplar(
 
 def place_shape(shape: Exemplar, box: Box, *, size: tuple[int, int]) -> NDArray[np.float32]:
     """The cover (height, width) of a shape whose longer side fills the longer side of ``box``, centred on it."""
-    side = max(int(round(max(box.right - box.left, box.bottom - box.top))), 2)
+    side = max(round(max(box.right - box.left, box.bottom - box.top)), 2)
     x, y = box.center
-    left, top = int(round(x - side / 2)), int(round(y - side / 2))
+    left, top = round(x - side / 2), round(y - side / 2)
     scaled = Image.fromarray(np.uint8(np.clip(shape, 0, 1) * 255)).resize((side, side), Image.Resampling.BILINEAR)
     canvas = Image.new("L", size)
     canvas.paste(scaled, (left, top))

@@ -1,9 +1,9 @@
 """Vision models in memory: loaded once per process for everyone who uses them, frozen, with what they take as input."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,12 +18,16 @@ from visloop.errors import ConfigError, DataError, ModelError
 
 @dataclass(eq=False)
 class Mounted:
-    """A frozen model with its processor. ``name`` is the model as the configuration spells it."""
+    """A frozen model with its processor. ``name`` is the model as the configuration spells it.
+
+    ``lock`` is held by whoever runs or tunes: a prompt is hooked into the shared model, and must not reach another thread's pictures.
+    """
 
     model: Any
     processor: Any
     device: torch.device
     name: str
+    lock: Any = field(default_factory=RLock)
 
 
 _MOUNTED: WeakValueDictionary[tuple[object, ...], Mounted] = WeakValueDictionary()

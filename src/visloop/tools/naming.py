@@ -1,12 +1,13 @@
 """What regions are called: every word competes with the other words of its group, the learned ones among them (CLOVA 3.4).
 
 A learned concept's prompt is the combination of its stored prompts, P = sum_j w_j P_j, with w the softmax of the similarities between
-the stored features and the picture's: once per picture, for the crop that is most like what the prompts were learned from.
+the stored features and that of the crop: the picture that CLIP is given.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from visloop.tools.values import Box, Mask
 from visloop.tools.vocabulary import Sense, Vocabulary
 
 Scores = NDArray[np.float64]
+Weighted: TypeAlias = tuple[tuple[LearnedPrompt, float], ...]
 WEIGHT_DECIMALS = 2
 """Weights of an ensemble are rounded, so that pictures with almost the same weights share their prompts' text features."""
 
@@ -65,11 +67,12 @@ class PromptBank:
             for concept in self.pool.list_concepts(self.owner)
         }
 
-    def choose_prompts(self, concept: str, features: Tensor) -> list[tuple[LearnedPrompt, float]]:
-        """The prompts of a concept with their weights for a picture whose crops have ``features`` (n, d)."""
-        return weigh_prompts(self.pool.find_prompts(self.owner, concept), features, tuning=self.tuning)
+    def encode_for(self, concept: str, features: Tensor) -> Tensor:
+        """The text feature (n, d) of a learned concept for each of several crops with ``features`` (n, d)."""
+        prompts = self.pool.find_prompts(self.owner, concept)
+        return self.encode([(concept, weighted) for weighted in weigh_prompts(prompts, features, tuning=self.tuning)])
 
-    def encode(self, chosen: Sequence[tuple[str, list[tuple[LearnedPrompt, float]]]]) -> Tensor:
+    def encode(self, chosen: Sequence[tuple[str, Weighted]]) -> Tensor:
         """Text features (n, d) of concepts with their weighted prompts; equal combinations are computed once."""
         keys = [(concept, *((prompt.entry.id, weight) for prompt, weight in weighted)) for concept, weighted in chosen]
         new = {key: item for key, item in zip(keys, chosen, strict=True) if key not in self._features}
@@ -90,26 +93,25 @@ def find_group(concept: str, given: str, vocabulary: Vocabulary) -> str:
     return vocabulary.group_of.get(concept) or (named if named in vocabulary.groups else "")
 
 
-def weigh_prompts(prompts: Sequence[LearnedPrompt], features: Tensor, *, tuning: PromptTuning) -> list[tuple[LearnedPrompt, float]]:
-    """Weights of a concept's prompts for crops with unit ``features`` (n, d); they sum to one.
+def weigh_prompts(prompts: Sequence[LearnedPrompt], features: Tensor, *, tuning: PromptTuning) -> list[Weighted]:
+    """For each crop with a unit feature (n, d) the concept's prompts that are combined, with weights that sum to one.
 
-    The crop that is most like the stored features of all prompts decides. With ``tuning.ensemble`` 1 the prompt that validated best is
-    used alone, whatever the picture.
+    With ``tuning.ensemble`` 1 the prompt that validated best is used alone, whatever the crop.
     """
-    if tuning.ensemble == 1 or not len(features):
-        return [(max(prompts, key=lambda prompt: prompt.entry.validation_accuracy), 1.0)]
-    length = len(prompts[0].prompt)
-    fitting = [prompt for prompt in prompts if len(prompt.prompt) == length]
+    if tuning.ensemble == 1 or len(prompts) == 1:
+        return [((max(prompts, key=lambda prompt: prompt.entry.validation_accuracy), 1.0),)] * len(features)
+    fitting = [prompt for prompt in prompts if len(prompt.prompt) == len(prompts[0].prompt)]
     keys = torch.nn.functional.normalize(torch.from_numpy(np.stack([prompt.feature for prompt in fitting])), dim=-1)
-    similarities = features @ keys.T
-    nearest = similarities[similarities.sum(1).argmax()]
-    order = torch.argsort(-nearest, stable=True)[: tuning.ensemble].tolist()
-    weights = torch.softmax(nearest[order] / tuning.temperature, 0).numpy().round(WEIGHT_DECIMALS)
-    total = float(weights.sum())
-    return [(fitting[index], float(weight) / total) for index, weight in zip(order, weights, strict=True) if weight > 0]
+    similarities, order = torch.sort(features @ keys.T, dim=1, descending=True, stable=True)
+    weights = torch.softmax(similarities[:, : tuning.ensemble] / tuning.temperature, 1).numpy().round(WEIGHT_DECIMALS)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return [
+        tuple((fitting[index], float(weight)) for index, weight in zip(row, line, strict=False) if weight > 0)
+        for row, line in zip(order.tolist(), weights, strict=True)
+    ]
 
 
-def combine_prompts(weighted: Sequence[tuple[LearnedPrompt, float]]) -> Tensor:
+def combine_prompts(weighted: Weighted) -> Tensor:
     """P = sum_j w_j P_j (CLOVA 3.4): (tokens, width)."""
     return torch.from_numpy(sum(np.float32(weight) * prompt.prompt for prompt, weight in weighted))
 
@@ -120,7 +122,6 @@ class View:
     def __init__(self, bank: PromptBank, image: Image.Image, regions: Sequence[Region], features: Tensor) -> None:
         self.bank, self.image, self.regions, self.features = bank, image, tuple(regions), features
         self._tables: dict[object, tuple[tuple[str, ...], Scores]] = {}
-        self._chosen = {concept: bank.choose_prompts(concept, features) for concept in bank.groups}
 
     def __len__(self) -> int:
         return len(self.regions)
@@ -158,8 +159,9 @@ class View:
         return Scored(total, self.list_prompts(sense.word for sense in senses), unknown)
 
     def list_prompts(self, words: Iterable[str]) -> tuple[str, ...]:
-        """The ids of the prompts that stand for these words in this picture."""
-        return tuple(prompt.entry.id for word in words if word in self._chosen for prompt, _ in self._chosen[word])
+        """The ids of the prompts that stand for these words; all of a word's, as every crop has weights of its own."""
+        pool, owner = self.bank.pool, self.bank.owner
+        return tuple(prompt.entry.id for word in words for prompt in pool.find_prompts(owner, word))
 
     def _score_alternative(self, part: Alternative, rivals: Sequence[str]) -> Scores:
         wanted = self._multiply(part.wanted, part.sizes, rivals)
@@ -180,8 +182,7 @@ class View:
         return product
 
     def _softmax(self, words: Sequence[str]) -> Scores:
-        texts = encode_words(self.bank, words, self._chosen)
-        logits = self.bank.encoder.scale * self.features @ texts.T
+        logits = self.bank.encoder.scale * compare_words(self.bank, words, self.features)
         found: Scores = torch.softmax(logits.double(), dim=1).numpy()
         return found
 
@@ -193,14 +194,14 @@ def list_words(bank: PromptBank, group: str) -> tuple[str, ...]:
     return (*own, *learned)
 
 
-def encode_words(bank: PromptBank, words: Sequence[str], chosen: dict[str, list[tuple[LearnedPrompt, float]]]) -> Tensor:
-    """Text features (n, d): of a learned word with its prompts, of another as the model reads it."""
+def compare_words(bank: PromptBank, words: Sequence[str], features: Tensor) -> Tensor:
+    """Cosine similarities (n, words) of crops with words: a learned word has its prompts, another is as the model reads it."""
     plain = bank.encoder.encode_texts([bank.vocabulary.write_text(word) for word in words])
-    taught = [index for index, word in enumerate(words) if word in chosen]
-    if taught:
-        plain = plain.clone()
-        plain[taught] = bank.encode([(words[index], chosen[words[index]]) for index in taught])
-    return plain
+    found = features @ plain.T
+    for index, word in enumerate(words):
+        if word in bank.groups and len(features):
+            found[:, index] = (features * bank.encode_for(word, features)).sum(1)
+    return found
 
 
 def open_views(bank: PromptBank, pictures: Sequence[tuple[Image.Image, Sequence[Region]]]) -> list[View]:

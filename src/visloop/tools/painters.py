@@ -99,12 +99,16 @@ class Painter:
         places = list(asked)
         for batch in split_batches(len(places), self.config.painter.batch_size):
             chosen = [places[at] for at in batch]
-            results |= zip(chosen, self._paint([asked[index] for index in chosen]), strict=True)
+            with self.mounted.lock:
+                results |= zip(chosen, self._paint([asked[index] for index in chosen]), strict=True)
         return [results[index] for index in range(len(calls))]
 
     def tune(self, concept: str, *, instances: Sequence[Instance], replay: Sequence[Instance], seed: int, cycle: int) -> TuningReport:
         """Learn one word from pictures of the concept (textual inversion); see ``LearnableTool``."""
-        return tune_prompts(self, concept, pool=self.pool, instances=instances, replay=replay, tuning=self._tuning, seed=seed, cycle=cycle)
+        with self.mounted.lock:
+            return tune_prompts(
+                self, concept, pool=self.pool, instances=instances, replay=replay, tuning=self._tuning, seed=seed, cycle=cycle
+            )
 
     @torch.no_grad()
     def _paint(self, asked: Sequence[tuple[Image.Image, VisualObject, str]]) -> list[ToolResult]:

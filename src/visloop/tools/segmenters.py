@@ -86,12 +86,16 @@ class Segmenter:
         for group in sizes.values():
             for batch in split_batches(len(group), self.config.segmenter.batch_size):
                 chosen = [group[at] for at in batch]
-                results |= zip(chosen, self._segment([asked[index] for index in chosen]), strict=True)
+                with self.mounted.lock:
+                    results |= zip(chosen, self._segment([asked[index] for index in chosen]), strict=True)
         return [results[index] for index in range(len(calls))]
 
     def tune(self, concept: str, *, instances: Sequence[Instance], replay: Sequence[Instance], seed: int, cycle: int) -> TuningReport:
         """Learn prompts for one concept; see ``LearnableTool``. Instances have masks (a picture that is white there), or else boxes."""
-        return tune_prompts(self, concept, pool=self.pool, instances=instances, replay=replay, tuning=self._tuning, seed=seed, cycle=cycle)
+        with self.mounted.lock:
+            return tune_prompts(
+                self, concept, pool=self.pool, instances=instances, replay=replay, tuning=self._tuning, seed=seed, cycle=cycle
+            )
 
     def _segment(self, asked: Sequence[tuple[Image.Image, tuple[str, ...]]]) -> list[ToolResult]:
         try:

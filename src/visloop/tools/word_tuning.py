@@ -5,7 +5,7 @@ are candidates together. The stored features of earlier prompts stand for the in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,18 +15,22 @@ from torch import Tensor
 
 from visloop.config_assistant import PromptTuning
 from visloop.records.assistant import Instance
+from visloop.tools.anchors import Anchors
+from visloop.tools.crops import cut_crop
 from visloop.tools.instances import InstanceCrop
-from visloop.tools.naming import PromptBank, list_words, weigh_prompts
+from visloop.tools.naming import PromptBank, compare_words, list_words
 from visloop.tools.prompt_pool import LearnedPrompt
 from visloop.tools.tuning import Accuracies
 
 OTHER = -1
 """Label of a negative that shows none of the competing words."""
 START_SPREAD = 0.02
-NEGATIVE_WEIGHT = 1.0
-MARGIN = 2.0
-FEATURE_NOISE, FEATURE_COPIES = 0.5, 2
-"""How many logits a negative has to stay away from the new word: keeps the known words' borders where they are."""
+NEGATIVE_WEIGHT = 4.0
+MARGIN, POSITIVE_MARGIN = 1.0, 1.5
+"""How many logits a negative, and a positive, has to be on its side of the border: keeps the known words' borders where they are."""
+ALIGNMENT = 2.0
+"""Pull of the text vector to the mean of its crops: of the vectors that part the train crops, the most central one generalizes best."""
+VARIANTS, BOX_JITTER = 4, 0.08
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +49,7 @@ class WordProblem:
         group: the concept's group; empty text: it competes with every known word.
         train, validation: crops of the concept's positives and negatives.
         replay: crops of known words; those of another group are not touched by the new word and are left out.
+        anchors: features of known words to learn against; the gate does not use them.
     """
 
     def __init__(
@@ -57,20 +62,23 @@ class WordProblem:
         validation: Sequence[InstanceCrop],
         replay: Sequence[InstanceCrop],
         config: PromptTuning,
-        seed: int,
+        anchors: Anchors | None = None,
     ) -> None:
         self.bank, self.concept, self.group, self.config = bank, concept, group, config
         self.encoder = bank.encoder
         self.text = bank.vocabulary.write_text(concept)
         self.words = self._list_rivals([crop.instance for crop in (*train, *validation)])
-        self.positives = self._encode([crop for crop in train if crop.instance.positive])
-        self.negatives = self._add_stored(self._encode([crop for crop in train if not crop.instance.positive]))
+        taught = [crop for crop in train if crop.instance.positive]
+        self.positives = self._encode(taught)
+        self.variants = self._encode_variants(taught)
+        self.negatives = self._add_stored(self._encode([crop for crop in train if not crop.instance.positive]), anchors)
         self.held_out = self._encode([crop for crop in validation if crop.instance.positive])
         base = self._encode([*replay, *(crop for crop in validation if not crop.instance.positive)])
         known = base.labels >= 0
         self.base = Rows(base.features[known], base.labels[known])
-        self.rivals = self._encode_rivals()
-        self._noise = torch.Generator().manual_seed(seed % 2**63)
+        self.of_positives = compare_words(bank, self.words, self.positives.features)
+        self.of_variants = compare_words(bank, self.words, self.variants.flatten(0, 1)).unflatten(0, self.variants.shape[:2])
+        self.of_negatives = compare_words(bank, self.words, self.negatives.features)
 
     def start_prompt(self, seed: int) -> Tensor:
         """The mean of the group's words, a little disturbed: prompts that start alike can be averaged."""
@@ -82,15 +90,17 @@ class WordProblem:
     def compute_loss(self, prompt: Tensor, positives: Sequence[int]) -> Tensor:
         """Cross-entropy among rivals and the new word; negatives with a margin."""
         text = self.encoder.encode_prompted([self.text], prompt[None]).cpu()
-        wanted = self._logits(self._disturb(self.positives.features[list(positives)]), text)
-        loss = -F.log_softmax(wanted, 1)[:, -1].mean()
+        rows = list(positives)
+        own = self.variants[rows].flatten(0, 1)
+        rivals = self.encoder.scale * self.of_variants[rows].flatten(0, 1)
+        new = self.encoder.scale * own @ text.T - POSITIVE_MARGIN
+        loss = -F.log_softmax(torch.cat([rivals, new], 1), 1)[:, -1].mean()
+        loss = loss + ALIGNMENT * (1 - (text[0] * F.normalize(own.mean(0), dim=0)).sum())
         if len(self.negatives.labels):
-            logits = self._logits(self._disturb(self.negatives.features), text)
+            logits = self.encoder.scale * torch.cat([self.of_negatives, self.negatives.features @ text.T], 1)
             logits = torch.cat([logits[:, :-1], logits[:, -1:] + MARGIN], 1)
-            shares = F.log_softmax(logits, 1)
-            labels = self.negatives.labels.repeat(FEATURE_COPIES)
-            known = labels >= 0
-            named = -shares[known, labels[known]]
+            known = self.negatives.labels >= 0
+            named = -F.log_softmax(logits, 1)[known, self.negatives.labels[known]]
             others = torch.logsumexp(logits[~known], 1) - torch.logsumexp(logits[~known, :-1], 1)
             loss = loss + NEGATIVE_WEIGHT * torch.cat([named, others]).mean()
         return loss
@@ -99,7 +109,8 @@ class WordProblem:
         """Share of the train positives for which the new word beats all others."""
         with torch.no_grad():
             text = self.encoder.encode_prompted([self.text], prompt[None]).cpu()
-        chosen = self._logits(self.positives.features[list(positives)], text).argmax(1)
+        rows = list(positives)
+        chosen = torch.cat([self.of_positives[rows], self.positives.features[rows] @ text.T], 1).argmax(1)
         return float((chosen == len(self.words)).float().mean())
 
     def make_feature(self, positives: Sequence[int]) -> NDArray[np.float32]:
@@ -109,33 +120,22 @@ class WordProblem:
 
     def measure(self, prompts: Sequence[LearnedPrompt]) -> Accuracies:
         """Accuracies by the words' own competition; without prompts the new word is the plain, untrained one."""
-        novel = self._choose(self.held_out.features, prompts) == len(self.words)
-        # Before anything is learned the new word is no candidate: what it costs is measured against the tool as it is.
-        base = (self._choose(self.base.features, prompts) if prompts else self._rank(self.base.features)) == self.base.labels
+        bank = self.bank if not prompts else self._with_prompts(prompts)
+        novel = self._choose(bank, self.held_out.features) == len(self.words)
+        # A word that nobody taught is no candidate: what it costs is measured against the tool as it is.
+        base = self._choose(bank, self.base.features, plain=self.concept not in bank.groups) == self.base.labels
         return Accuracies(_share(novel), _share(base) if len(base) else 1.0)
 
-    def _rank(self, features: Tensor) -> Tensor:
-        return (features @ self.rivals.T).argmax(1)
-
-    def _choose(self, features: Tensor, prompts: Sequence[LearnedPrompt]) -> Tensor:
-        """The winning word of each crop; the new word has the last index."""
+    def _choose(self, bank: PromptBank, features: Tensor, *, plain: bool = False) -> Tensor:
+        """The winning word of each crop, as the tool computes it; the new word has the last index. ``plain``: without the new word."""
         if not len(features):
             return torch.zeros(0, dtype=torch.long)
-        if prompts:
-            weighted = [(self.concept, weigh_prompts(prompts, row[None], tuning=self.config)) for row in features]
-            texts = self.bank.encode(weighted)
-        else:
-            texts = self.encoder.encode_texts([self.text]).expand(len(features), -1)
-        own = (features * texts).sum(1, keepdim=True)
-        return torch.cat([features @ self.rivals.T, own], 1).argmax(1)
+        return compare_words(bank, self.words if plain else (*self.words, self.concept), features).argmax(1)
 
-    def _disturb(self, features: Tensor) -> Tensor:
-        """Features with noise: twenty crops are few in so many dimensions."""
-        noise = torch.randn(FEATURE_COPIES, *features.shape, generator=self._noise) / features.shape[1] ** 0.5
-        return F.normalize(features + FEATURE_NOISE * noise, dim=-1).flatten(0, 1)
-
-    def _logits(self, features: Tensor, text: Tensor) -> Tensor:
-        return self.encoder.scale * features @ torch.cat([self.rivals, text]).T
+    def _with_prompts(self, prompts: Sequence[LearnedPrompt]) -> PromptBank:
+        bank = self.bank
+        pool = bank.pool.add_prompts(prompts, most_per_concept=self.config.max_prompts)
+        return PromptBank(self.encoder, bank.vocabulary, pool=pool, owner=bank.owner, tuning=self.config)
 
     def _list_rivals(self, instances: Sequence[Instance]) -> tuple[str, ...]:
         vocabulary = self.bank.vocabulary
@@ -154,6 +154,19 @@ class WordProblem:
         labels = [self._find_label(crop.instance) for crop in crops]
         return Rows(self.encoder.encode_images([crop.crop for crop in crops]), torch.tensor(labels, dtype=torch.long))
 
+    def _encode_variants(self, crops: Sequence[InstanceCrop]) -> Tensor:
+        """Features (n, variants, d): the crop itself and crops whose box is a little off, so that few instances tell more."""
+        draw = np.random.default_rng(len(crops))
+        images = []
+        for crop in crops:
+            pixels, box = np.asarray(crop.picture), crop.region.box
+            sides = (box.right - box.left, box.bottom - box.top) * 2
+            images.append(crop.crop)
+            for _ in range(VARIANTS - 1):
+                left, top, right, bottom = np.array(box.corners) + draw.uniform(-BOX_JITTER, BOX_JITTER, 4) * sides
+                images.append(cut_crop(pixels, replace(box, left=left, top=top, right=right, bottom=bottom), crop.region.mask))
+        return self.encoder.encode_images(images).unflatten(0, (len(crops), VARIANTS))
+
     def _find_label(self, instance: Instance) -> int:
         """The word of this group that a label says ("red circle" among shapes: circle)."""
         if instance.label in self.words:
@@ -161,26 +174,20 @@ class WordProblem:
         senses = self.bank.vocabulary.read_words(instance.label, learned=self.bank.groups)
         return next((self.words.index(sense.word) for sense in senses if sense.word in self.words), OTHER)
 
-    def _add_stored(self, rows: Rows) -> Rows:
-        """The features that earlier prompts of the group were learned from, as further negatives."""
+    def _add_stored(self, rows: Rows, anchors: Anchors | None) -> Rows:
+        """The model's anchors of the group, and the features that earlier prompts were learned from, as further negatives."""
         stored = [
             (torch.from_numpy(prompt.feature), self.words.index(word))
             for word in self.words
             if word in self.bank.groups
             for prompt in self.bank.pool.find_prompts(self.bank.owner, word)
         ]
+        if anchors is not None and self.group:
+            stored += zip(*(part.unbind() for part in anchors.list_group(self.group, self.words)), strict=True)
         if not stored:
             return rows
         features = torch.cat([rows.features, F.normalize(torch.stack([feature for feature, _ in stored]), dim=-1)])
-        return Rows(features, torch.cat([rows.labels, torch.tensor([label for _, label in stored])]))
-
-    def _encode_rivals(self) -> Tensor:
-        plain = self.encoder.encode_texts([self.bank.vocabulary.write_text(word) for word in self.words]).clone()
-        for index, word in enumerate(self.words):
-            if prompts := self.bank.pool.find_prompts(self.bank.owner, word):
-                even = [(prompt, 1 / len(prompts)) for prompt in prompts if len(prompt.prompt) == len(prompts[0].prompt)]
-                plain[index] = self.bank.encode([(word, even)])[0]
-        return plain
+        return Rows(features, torch.cat([rows.labels, torch.tensor([int(label) for _, label in stored])]))
 
 
 def _share(right: Tensor) -> float:

@@ -1,0 +1,170 @@
+"""What a reflect-and-learn cycle works with, made from the configuration: planner, tools, critic, sources of teaching, feedback."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from flows._layout import Layout
+from visloop.assistant.critics import open_critic, open_inference
+from visloop.assistant.interpreter import Execution
+from visloop.assistant.material import TeachingSources, adapt_tuning, plan_tuning
+from visloop.assistant.planner import open_planner
+from visloop.assistant.providers import DataProvider, ImageSearchProvider, OpenVocabularyProvider
+from visloop.assistant.runs import CycleParts
+from visloop.chat.base import ChatModel
+from visloop.chat.factory import cached_chat
+from visloop.config import Config
+from visloop.config_assistant import AssistantConfig, CriticChoice, ListBackend, PlannerChoice
+from visloop.datasets.image_search import FolderImageSearch
+from visloop.datasets.lvis import read_lvis
+from visloop.evaluation.assistant import TaskScore, make_feedback, score_task
+from visloop.ids import seed_for
+from visloop.prompts.render import PromptSet
+from visloop.records.assistant import Feedback, Instance, Task, TaskTruth, Trace
+from visloop.scenes.pictures import encode_png
+from visloop.scenes.tasks_tagging import FACTS
+from visloop.scenes.workshop import BASE_WORDS
+from visloop.tools.base import ToolCall
+from visloop.tools.pictures import prepare_image
+from visloop.tools.prompt_pool import PromptPool
+from visloop.tools.signatures import LEARNABLE
+from visloop.tools.toolbox import Toolbox, open_toolbox
+
+REPLAY_PER_WORD = 4
+"""Instances of each base word in the replay set of prompt tuning."""
+PICTURES = "pictures"
+_BY_ANNOTATIONS = ("LOC", "SEG", "VQA", "FILTER")
+
+
+class Workbench:
+    """The parts of one configuration: models and tools are opened once, on first use, and shared by all cycles and evaluations.
+
+    ``folder`` takes pictures that runs and teaching leave; records name them by ``shown``, its path relative to the data folder: a
+    stage writes into a folder that is moved when it is finished.
+    """
+
+    def __init__(self, config: Config, layout: Layout, *, truths: Mapping[str, TaskTruth], folder: Path, shown: str) -> None:
+        self.config, self.layout, self.truths, self.folder, self.shown = config, layout, truths, folder, shown
+
+    @property
+    def assistant(self) -> AssistantConfig:
+        return self.config.assistant
+
+    @cached_property
+    def chat(self) -> ChatModel | None:
+        """The LLM of planner, critic and LIST, where one of them needs it."""
+        wanted = (
+            self.assistant.planner.choice in (PlannerChoice.llm, PlannerChoice.hybrid),
+            self.assistant.reflection.critic is CriticChoice.llm,
+            self.assistant.tools.names is ListBackend.chat,
+        )
+        return cached_chat(self.config.llm) if any(wanted) else None
+
+    @cached_property
+    def tools(self) -> Toolbox:
+        """The toolbox with an empty pool, tuned as the ablations of ``learning`` want it."""
+        learning, tools = self.assistant.learning, self.assistant.tools
+        tuning = adapt_tuning(tools.tuning, validate=learning.validate, ensemble=learning.ensemble)
+        drawn = self.assistant.tasks.name == "workshop"  # the drawn world has sets and flags of its own
+        facts = tools.facts or (FACTS.as_posix() if drawn else "")
+        return open_toolbox(replace(tools, tuning=tuning, facts=facts), pool=PromptPool(), chat=self.chat, root=self.layout.root)
+
+    def open_parts(self) -> CycleParts:
+        """Everything for ``visloop.assistant.cycle``."""
+        assistant, prompts = self.assistant, PromptSet("full")
+        learning = assistant.learning
+        words = frozenset(word for group in BASE_WORDS.values() for word in group)
+        return CycleParts(
+            planner=open_planner(assistant.planner, chat=self.chat, prompts=prompts, vocabulary=words),
+            tools=self.tools,
+            critic=open_critic(assistant.reflection, chat=self.chat, prompts=prompts),
+            sources=TeachingSources(
+                providers=self._open_providers(),
+                find_replay=lambda tool: self.replay,
+                inference=open_inference(assistant.reflection, chat=self.chat, prompts=prompts),
+                out=self.folder / PICTURES,
+                prefix=f"{self.shown}/{PICTURES}",
+            ),
+            plan=plan_tuning(assistant.tools.tuning, validate=learning.validate),
+            give_feedback=self.give_feedback,
+            load_inputs=self.load_inputs,
+            describe_image=self.describe_image,
+            save_image=self.save_image,
+            reflection=assistant.reflection,
+            learning=learning,
+            use_failures=assistant.planner.use_failures,
+            batch=assistant.tasks.batch,
+            seed=self.config.seed,
+        )
+
+    def _open_providers(self) -> dict[str, Sequence[DataProvider]]:
+        """CLOVA 3.4: LOC and SEG learn from an open-vocabulary set, SELECT, CLASSIFY and REPLACE from image search; VQA infers the
+        answer and finds more pictures of it as LOC does. Where one source has too little, the other is asked."""
+        annotated, searched = self.open_vocabulary, self._open_search()
+        return {tool: (annotated, searched) if tool in _BY_ANNOTATIONS else (searched, annotated) for tool in (*LEARNABLE, "FILTER")}
+
+    @cached_property
+    def open_vocabulary(self) -> OpenVocabularyProvider:
+        folder = self.layout.collection / "open_vocabulary"
+        return OpenVocabularyProvider(
+            read_lvis(folder / "annotations.json"),
+            pictures=folder / "pictures",
+            out=self.folder / PICTURES,
+            prefix=f"{self.shown}/{PICTURES}",
+        )
+
+    def _open_search(self) -> ImageSearchProvider:
+        folder = self.layout.collection / "image_search"
+        found = FolderImageSearch(folder, out=self.folder / PICTURES)
+        return ImageSearchProvider(found, prefix=f"{self.shown}/{PICTURES}")
+
+    @cached_property
+    def replay(self) -> tuple[Instance, ...]:
+        """Instances of the words that the shipped tools know: no new prompt may cost them."""
+        return tuple(
+            instance
+            for words in BASE_WORDS.values()
+            for word in words
+            for instance in self.open_vocabulary.collect(
+                word, tool="LOC", positives=REPLAY_PER_WORD, negatives=0, seed=seed_for(self.config.seed, "replay", word)
+            )
+        )
+
+    def load_inputs(self, task: Task) -> dict[str, Image.Image]:
+        """A task's pictures by variable."""
+        side = self.assistant.tools.max_image_side
+        return {name: prepare_image(self.layout.root / image, max_side=side) for name, image in zip(task.inputs, task.images, strict=True)}
+
+    def describe_image(self, image: Image.Image) -> str:
+        """A caption for critics that read: what the tools see in the picture. Without an LLM nobody reads it."""
+        if self.assistant.reflection.critic is not CriticChoice.llm:
+            return f"a picture of {image.width}x{image.height} pixels"
+        [result] = self.tools.run("SEG", [ToolCall(tool="SEG", arguments={"image": image})])
+        labels = [getattr(entry, "label", "") for entry in result.value] if isinstance(result.value, tuple) else []
+        return "a picture of " + (", ".join(label for label in labels if label) or "nothing that the tools know")
+
+    def save_image(self, image: Image.Image) -> str:
+        """Keep a result's picture; its path relative to the data folder."""
+        data, digest = encode_png(image.convert("RGB"))
+        path = self.folder / PICTURES / digest[:2] / f"{digest}.png"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return f"{self.shown}/{PICTURES}/{digest[:2]}/{digest}.png"
+
+    def score(self, task: Task, trace: Trace) -> TaskScore:
+        """The score of a run by ground truth. The result's picture is still in ``folder``."""
+        if trace.result_image is not None:
+            trace = replace(trace, result_image=(self.folder / Path(trace.result_image).relative_to(self.shown)).resolve().as_posix())
+        return score_task(trace, self.truths[task.id], task=task, data=self.layout.root)
+
+    def give_feedback(self, execution: Execution, trace: Trace) -> Feedback:
+        """What ground truth says of a run: the only door through which it enters a cycle."""
+        score = self.score(execution.job.task, trace)
+        return make_feedback(trace, self.truths[execution.job.task.id], score=score)
+
+
+OpenWorkbench = Callable[[Path], Workbench]

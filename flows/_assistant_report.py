@@ -1,0 +1,132 @@
+"""The stage that turns the assistant's predictions into a report: rows per kind of task, paired differences, forgetting, the curve."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows._assistant_stages import read_predictions, read_tasks
+from flows._assistant_systems import FROZEN, FROZEN_PLAN, LEARNED, System
+from flows._layout import Layout
+from flows._records import read_json, write_bytes, write_json
+from flows._round_stages import hash_stage
+from flows._stage import run_stage
+from flows._summary import stage_rows
+from visloop.config import Config
+from visloop.evaluation.metrics import Outcomes, Paired, Row, compare_outcomes, measure_outcomes, read_outcomes
+from visloop.evaluation.plots import plot_curve, plot_families, plot_systems
+from visloop.evaluation.report import Report, read_report, write_report
+from visloop.records.assistant import Task
+from visloop.records.reasoning import Prediction
+
+REPORT_NAME = "clova.json"
+Runs = Mapping[str, Sequence[Prediction]]
+
+
+def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[System]) -> Any:
+    """Stage: rows with intervals, paired differences, plots."""
+    options = {
+        "confidence": config.evaluation.confidence,
+        "bootstrap_samples": config.evaluation.bootstrap_samples,
+        "seed": config.seed,
+    }
+
+    def work(place: Path) -> dict[str, float]:
+        tasks = {task.id: task for part in ("test", "replay") for task in read_tasks(layout, part)}
+        test = {system.name: read_predictions(system.folder, "test") for system in systems}
+        replay = {system.name: read_predictions(system.folder, "replay") for system in systems if "replay" in system.parts}
+        measured = {name: list_outcomes(name, test[name], replay.get(name, ()), tasks=tasks) for name in test}
+        rows = [measure_outcomes(outcomes, **options) for found in measured.values() for outcomes in found]
+        report = Report(
+            rows=rows,
+            paired=compare_all(measured, options=options),
+            rounds=[
+                {"round": system.played, "name": system.name, "accepted": True, **_read_cycle(layout, system.played)}
+                for system in systems
+                if system.played is not None
+            ],
+            hashes={"tasks": hash_stage(layout.tasks), **{f"pools {system.name}": hash_stage(system.pools) for system in systems}},
+        )
+        write_report(place / "report.json", report)
+        draw_plots(config, layout, report, place=place, systems=systems)
+        return {"rows": len(report.rows), "pairs": len(report.paired)}
+
+    return run_stage(
+        "assistant report",
+        folder=layout.assistant / "report",
+        inputs={"tasks": layout.tasks, **{system.name: system.folder for system in systems}},
+        config={**options, "systems": [system.name for system in systems]},
+        code=["visloop.evaluation"],
+        work=work,
+    )
+
+
+def list_outcomes(name: str, test: Sequence[Prediction], replay: Sequence[Prediction], *, tasks: Mapping[str, Task]) -> list[Outcomes]:
+    """What is measured of one row: all test tasks, each kind, novel and known concepts, new wordings, and the replay tasks."""
+    parts: dict[str, list[Prediction]] = {"accuracy": list(test)}
+    for item in test:
+        task = tasks[item.sample_id]
+        parts.setdefault(f"accuracy/{task.kind}", []).append(item)
+        parts.setdefault("novel_concepts" if task.novel else "base_concepts", []).append(item)
+        if task.wording == "new":
+            parts.setdefault("new_wordings", []).append(item)
+    if replay:
+        parts["replay"] = list(replay)
+    found = []
+    for metric, items in parts.items():
+        outcomes = read_outcomes(items, name=name)
+        found.append(replace(outcomes, metric=metric))
+    tags = [item for item in test if tasks[item.sample_id].kind == "tagging"]
+    if tags and all("f1" in item.metrics for item in tags):
+        found.append(replace(read_outcomes(tags, metric="f1", name=name), metric="tagging_f1"))
+    return found
+
+
+def compare_all(measured: Mapping[str, Sequence[Outcomes]], *, options: Mapping[str, Any]) -> list[Paired]:
+    """Learning against frozen tools, and every ablation against the whole; replay tells what was forgotten."""
+    pairs = []
+    by_key = {(name, outcomes.metric): outcomes for name, found in measured.items() for outcomes in found}
+    wanted = [(LEARNED, FROZEN_PLAN), (LEARNED, FROZEN), (FROZEN_PLAN, FROZEN)]
+    wanted += [(LEARNED, name) for name in measured if name.startswith("all - ")]
+    wanted += [(name, FROZEN_PLAN) for name in measured if name.startswith("+ ")]
+    for a, b in wanted:
+        whole = (a, b) == (LEARNED, FROZEN_PLAN)
+        metrics = [metric for name, metric in by_key if name == a and (whole or metric in ("accuracy", "replay"))]
+        pairs += [compare_outcomes(by_key[a, metric], by_key[b, metric], **options) for metric in metrics if (b, metric) in by_key]
+    return pairs
+
+
+def draw_plots(config: Config, layout: Layout, report: Report, *, place: Path, systems: Sequence[System]) -> None:
+    """The curve over feedbacks, the rows, and the kinds of tasks."""
+    stream, cycles = len(read_tasks(layout, "stream")), config.assistant.tasks.cycles
+    points: dict[float, list[Row]] = {}
+    for system in systems:
+        if system.played is not None:
+            rows = [row for row in report.rows if row.name == system.name and row.metric.startswith("accuracy")]
+            points[round(stream * system.played / cycles)] = [replace(row, name="held-out tasks") for row in rows]
+    if len(points) > 1:
+        plot_curve(points, place / "learning.png", place="instructions with feedback so far", title="The assistant while it learns")
+    plot_systems(report.rows, place / "assistant_systems.png", title="The assistant on held-out tasks")
+    shown = [name for name in (FROZEN, FROZEN_PLAN, LEARNED) if any(row.name == name for row in report.rows)]
+    plot_families(report.rows, place / "kinds.png", systems=shown)
+
+
+def publish_assistant_report(layout: Layout) -> Path:
+    """Copy report and plots to ``reports/``, with the seconds that each stage took when it last ran."""
+    source, target = layout.assistant / "report", layout.reports / REPORT_NAME
+    before = read_report(target).seconds if target.is_file() else {}
+    seconds = {row.stage: round(row.seconds, 2) for row in stage_rows() if row.state != "skipped"}
+    report = replace(read_report(source / "report.json"), seconds={**before, **seconds})
+    write_report(target, report)
+    figures: dict[str, dict[str, float]] = {}
+    for row in report.rows:
+        figures.setdefault(row.name, {})[row.metric.replace("/", "_")] = row.value
+    write_json(layout.reports / "clova_metrics.json", figures)
+    for picture in sorted(source.glob("*.png")):
+        write_bytes(layout.reports / picture.name, picture.read_bytes())
+    return target
+
+
+def _read_cycle(layout: Layout, number: int) -> dict[str, Any]:
+    report = read_json(layout.cycle(number) / "report.json")
+    return {key: report[key] for key in ("counts", "gate", "concepts") if key in report}

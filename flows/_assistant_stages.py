@@ -1,0 +1,262 @@
+"""The stages of the assistant: tasks, learning data, the pools it starts with, one cycle, one evaluation of pools."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from flows._assistant_parts import Workbench
+from flows._layout import Layout
+from flows._records import read_json, write_json
+from flows._stage import run_stage
+from visloop.assistant.cycle import run_cycle
+from visloop.assistant.cycle_state import Pools, load_state, save_state
+from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrations, save_demonstrations
+from visloop.assistant.runs import run_tasks
+from visloop.chat.weights import resolve_model
+from visloop.config import Config
+from visloop.config_assistant import AssistantConfig, TasksConfig
+from visloop.errors import ConfigError
+from visloop.evaluation.assistant import make_prediction
+from visloop.prompts.render import PromptSet
+from visloop.records.assistant import Task, TaskKind, TaskTruth
+from visloop.records.reasoning import Prediction, Split
+from visloop.records.shards import read_shard, write_shard
+from visloop.scenes.workshop_collection import export_collection
+from visloop.scenes.workshop_seeds import seed_demonstrations
+from visloop.scenes.workshop_tasks import list_families, make_tasks
+from visloop.tools.prompt_pool import load_pool, save_pool
+
+PARTS: dict[str, Split] = {"stream": "train", "held_out": "validation", "replay": "validation", "test": "test"}
+"""The parts of a task set and the split that their scenes are of."""
+RECORDS = ("traces", "feedback", "critiques", "instances", "outcomes")
+CYCLE_CODE = ("visloop.assistant", "visloop.tools", "visloop.evaluation.assistant")
+_STATES = "states"
+
+
+def draw_tasks(config: Config, layout: Layout) -> Any:
+    """Stage: the stream of instructions with feedback, the gate's tasks, the test set, and their truths."""
+    tasks = config.assistant.tasks
+    unknown = sorted(set(tasks.kinds) - set(get_args(TaskKind)))
+    if unknown or not tasks.kinds:
+        raise ConfigError(f"assistant.tasks.kinds: {unknown or 'empty'}; known are {', '.join(get_args(TaskKind))}")
+
+    def work(place: Path) -> dict[str, float]:
+        truths: list[TaskTruth] = []
+        counts: dict[str, float] = {}
+        for part in PARTS:
+            drawn = [_draw_part(part, kind, tasks, seed=config.seed, place=place, layout=layout) for kind in tasks.kinds]
+            # Kinds take turns, as they would in a stream of people's instructions.
+            longest = max(len(found) for found, _ in drawn)
+            records = [found[index] for index in range(longest) for found, _ in drawn if index < len(found)]
+            truths += [truth for _, given in drawn for truth in given]
+            write_shard(place / f"{part}.jsonl", records)
+            counts[part] = len(records)
+        write_shard(place / "truth.jsonl", truths)
+        return counts
+
+    return run_stage(
+        "tasks",
+        folder=layout.tasks,
+        inputs={},
+        config={"tasks": _only_data(tasks), "seed": config.seed},
+        code=["visloop.scenes.workshop_tasks"],
+        work=work,
+    )
+
+
+def _draw_part(part: str, kind: Any, tasks: TasksConfig, *, seed: int, place: Path, layout: Layout) -> tuple[list[Task], list[TaskTruth]]:
+    """One kind's share of a part. The replay part has base words and known families only: what must not be forgotten."""
+    count: int = getattr(tasks, part)
+    replay = part == "replay"
+    return make_tasks(
+        place / "pictures",
+        seed=seed if part != "held_out" else seed + 1,
+        kind=kind,
+        count=count,
+        split=PARTS[part],
+        novel_share=0.0 if replay else tasks.novel_share,
+        new_wording_share=0.0 if replay else tasks.new_wording_share,
+        families=list_families(kind, held_out=False) if replay else None,
+        image_prefix=f"{layout.tasks.relative_to(layout.root).as_posix()}/pictures",
+    )
+
+
+def _only_data(tasks: TasksConfig) -> dict[str, Any]:
+    """The part of the task settings that decides which tasks there are."""
+    return {key: value for key, value in asdict(tasks).items() if key not in ("cycles", "only", "ablations", "batch")}
+
+
+def draw_collection(config: Config, layout: Layout) -> Any:
+    """Stage: where tools can learn words from: an open-vocabulary set and image-search folders."""
+
+    def work(place: Path) -> dict[str, float]:
+        report = export_collection(place, seed=config.seed)
+        write_json(place / "report.json", report)
+        return {"pictures": report.pictures, "annotations": report.annotations, "found": sum(report.found.values())}
+
+    return run_stage(
+        "collection",
+        folder=layout.collection,
+        inputs={},
+        config={"seed": config.seed},
+        code=["visloop.scenes.workshop_collection"],
+        work=work,
+    )
+
+
+def start_pools(layout: Layout) -> Any:
+    """Stage: cycle 0, the seed demonstrations and an empty prompt pool."""
+
+    def work(place: Path) -> dict[str, float]:
+        pool = DemonstrationPool().add(seed_demonstrations())
+        save_pools(Pools(demonstrations=pool), place)
+        write_json(place / "report.json", {"cycle": 0, "known": []})
+        return {"demonstrations": len(pool.entries)}
+
+    return run_stage("cycle 0", folder=layout.cycle(0), inputs={}, config={}, code=["visloop.scenes.workshop_seeds"], work=work)
+
+
+def save_pools(pools: Pools, folder: Path) -> None:
+    """A snapshot of both pools."""
+    save_demonstrations(pools.demonstrations, folder / "demonstrations")
+    save_pool(pools.prompts, folder / "prompts")
+
+
+def read_pools(folder: Path) -> Pools:
+    """The snapshot in a cycle's folder."""
+    return Pools(demonstrations=load_demonstrations(folder / "demonstrations"), prompts=load_pool(folder / "prompts"))
+
+
+def read_tasks(layout: Layout, part: str) -> list[Task]:
+    return read_shard(layout.tasks / f"{part}.jsonl", Task)
+
+
+def read_task_truths(layout: Layout) -> dict[str, TaskTruth]:
+    """For feedback and measuring only."""
+    return {truth.task_id: truth for truth in read_shard(layout.tasks / "truth.jsonl", TaskTruth)}
+
+
+def take_stream(config: Config, layout: Layout, number: int) -> list[Task]:
+    """The tasks of one cycle: an equal share of the stream, in order."""
+    stream, cycles = read_tasks(layout, "stream"), config.assistant.tasks.cycles
+    if not 1 <= number <= cycles:
+        raise ConfigError(f"cycle {number}: assistant.tasks.cycles is {cycles}")
+    return stream[len(stream) * (number - 1) // cycles : len(stream) * number // cycles]
+
+
+def tool_inputs(assistant: AssistantConfig) -> dict[str, Path]:
+    """The folders of the vision models that are mounted from disk."""
+    found = {}
+    for role, vision in (("clip", assistant.tools.clip), ("detector", assistant.tools.detector)):
+        if role == "clip" or "owlvit" in (assistant.tools.loc.value, assistant.tools.seg.value):
+            source = Path(resolve_model(vision.model))
+            if source.is_dir():
+                found[role] = source
+    return found
+
+
+def _learning_config(config: Config) -> dict[str, Any]:
+    assistant = asdict(config.assistant)
+    return {**{key: assistant[key] for key in ("tools", "planner", "reflection", "learning")}, "prompts": PromptSet("full").hash}
+
+
+def play_cycle(config: Config, layout: Layout, *, number: int, folder: Path | None = None, before: Path | None = None) -> Any:
+    """Stage: one cycle over its share of the stream. It goes on from the last task that a killed run finished."""
+    target, start = folder or layout.cycle(number), before or layout.cycle(number - 1)
+
+    def work(place: Path) -> dict[str, float]:
+        bench = Workbench(config, layout, truths=read_task_truths(layout), folder=place, shown=target.relative_to(layout.root).as_posix())
+        tasks, pools, states = take_stream(config, layout, number), read_pools(start), place / _STATES
+        result = run_cycle(
+            tasks,
+            parts=bench.open_parts(),
+            pools=pools,
+            cycle=number,
+            replay=read_tasks(layout, "replay"),
+            held_out=read_tasks(layout, "held_out"),
+            known=frozenset((owner, word) for owner, word in read_json(start / "report.json")["known"]),
+            state=load_state(states, tasks=tasks),
+            on_state=lambda state: save_state(state, states, tasks=tasks),
+        )
+        save_pools(result.pools, place)
+        for name in RECORDS:
+            write_shard(place / f"{name}.jsonl", getattr(result.records, name))
+        write_json(
+            place / "report.json",
+            {
+                "cycle": number,
+                "counts": result.counts,
+                "gate": asdict(result.gate),
+                "known": sorted(result.known),
+                "concepts": {owner: list(result.pools.prompts.list_concepts(owner)) for owner in ("CLIP", "PASTE")},
+                "demonstrations": len(result.pools.demonstrations.entries),
+                "prompts": len(result.pools.prompts.prompts),
+                "pools": {"demonstrations": result.pools.demonstrations.hash, "prompts": result.pools.prompts.hash},
+            },
+        )
+        shutil.rmtree(states, ignore_errors=True)
+        gate = {key: value for key, value in asdict(result.gate).items() if isinstance(value, float)}
+        return {**{key: value for key, value in result.counts.items() if "/" not in key}, **gate}
+
+    return run_stage(
+        f"cycle {number}" if folder is None else f"cycle {number} {target.parent.name}",
+        folder=target,
+        inputs={"tasks": layout.tasks, "collection": layout.collection, "pools": start, **tool_inputs(config.assistant)},
+        config={
+            "assistant": _learning_config(config),
+            "cycles": config.assistant.tasks.cycles,
+            "batch": config.assistant.tasks.batch,
+            "number": number,
+            "seed": config.seed,
+        },
+        code=CYCLE_CODE,
+        work=work,
+        resumable=True,
+    )
+
+
+def examine_pools(config: Config, layout: Layout, *, name: str, pools: Path, parts: Sequence[str], folder: Path) -> Any:
+    """Stage: plan and run the held-out tasks of ``parts`` with a snapshot of pools; a prediction per task."""
+
+    def work(place: Path) -> dict[str, float]:
+        bench = Workbench(config, layout, truths=read_task_truths(layout), folder=place, shown=folder.relative_to(layout.root).as_posix())
+        snapshot, counts = read_pools(pools), {}
+        parts_of_cycle = bench.open_parts()
+        for part in parts:
+            tasks = read_tasks(layout, part)
+            runs = run_tasks(tasks, pools=snapshot, parts=parts_of_cycle, cycle=0)
+            predictions = [
+                make_prediction(task, run.trace, score=bench.score(task, run.trace), system=name)
+                for task, run in zip(tasks, runs, strict=True)
+            ]
+            write_shard(place / f"{part}.jsonl", predictions)
+            write_shard(place / f"{part}_traces.jsonl", [run.trace for run in runs])
+            counts[part] = sum(item.correct for item in predictions) / len(predictions)
+        return counts
+
+    return run_stage(
+        f"examine {name}",
+        folder=folder,
+        inputs={"tasks": layout.tasks, "collection": layout.collection, "pools": pools, **tool_inputs(config.assistant)},
+        config={"assistant": _learning_config(config), "parts": list(parts), "name": name, "seed": config.seed},
+        code=CYCLE_CODE,
+        work=work,
+    )
+
+
+def read_predictions(folder: Path, part: str) -> list[Prediction]:
+    return read_shard(folder / f"{part}.jsonl", Prediction)
+
+
+def find_next_cycle(config: Config, layout: Layout) -> int | None:
+    """The first cycle that has not been played; None after the last."""
+    return next(
+        (number for number in range(1, config.assistant.tasks.cycles + 1) if not (layout.cycle(number) / "manifest.json").is_file()), None
+    )
+
+
+def change_assistant(config: Config, **parts: Any) -> Config:
+    """The configuration with parts of the assistant's replaced."""
+    return replace(config, assistant=replace(config.assistant, **parts))

@@ -1,0 +1,72 @@
+"""One reflect-and-learn cycle of the assistant (CLOVA 3): run a batch of instructions, find the guilty step of each failure, teach it."""
+
+from typing import Any
+
+from prefect import flow
+from rich.table import Table
+
+from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle, play_cycle, start_pools
+from flows._entry import from_plain, run_flow
+from flows._layout import Layout
+from flows._records import read_json
+from flows._run import open_flow_run
+from flows._summary import open_console
+from flows._tracking import TrackedRun
+from visloop.config import Config
+
+
+@flow(name="reflect_learn")
+def reflect_learn(values: dict[str, Any]) -> None:
+    """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read."""
+    config = from_plain(values)
+    layout = Layout.from_config(config)
+    with open_flow_run("reflect_learn", config) as run:
+        prepare_tasks(config, layout, run)
+        only = config.assistant.tasks.only
+        number = find_next_cycle(config, layout) if only is None else only
+        if number == 0:
+            return
+        if number is None:
+            open_console().print(f"all {config.assistant.tasks.cycles} cycles have been played; raise assistant.tasks.cycles for more")
+            return
+        teach(config, layout, run, number)
+        print_cycles(config, layout)
+
+
+def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
+    """What every cycle reads: tasks, learning data, the pools to start with."""
+    run.log_stage(draw_tasks(config, layout))
+    run.log_stage(draw_collection(config, layout))
+    run.log_stage(start_pools(layout))
+
+
+def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
+    """Play one cycle and enter it into the history: a child run with its counts, the gate's figures and the hashes of its pools."""
+    with run.open_child(f"cycle {number}", step=number) as child:
+        child.log_stage(play_cycle(config, layout, number=number))
+        report = read_json(layout.cycle(number) / "report.json")
+        gate = {key: value for key, value in report["gate"].items() if isinstance(value, int | float)}
+        child.log_round({**report["counts"], **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
+        child.set_tags({f"pool.{name}": digest for name, digest in report["pools"].items()})
+        child.log_json(layout.cycle(number) / "report.json")
+
+
+def print_cycles(config: Config, layout: Layout) -> None:
+    """What became of each cycle so far."""
+    table = Table(
+        "cycle", "tasks", "right at first", "solved after learning", "demonstrations", "concepts learned", "replay", title="Cycles"
+    )
+    for number in range(1, config.assistant.tasks.cycles + 1):
+        path = layout.cycle(number) / "report.json"
+        if path.is_file():
+            report = read_json(path)
+            counts, gate = report["counts"], report["gate"]
+            before, after = (f"{gate[key]:.3f}" if gate[key] is not None else "-" for key in ("replay_before", "replay_after"))
+            learned = ", ".join(sorted({word for words in report["concepts"].values() for word in words})) or "none"
+            cells = (number, counts["tasks"], counts["right_at_first"], counts["solved"], report["demonstrations"])
+            table.add_row(*map(str, cells), learned, f"{before} -> {after}")
+    open_console().print(table)
+
+
+if __name__ == "__main__":
+    run_flow(reflect_learn, doc=__doc__ or "")
