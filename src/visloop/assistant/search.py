@@ -65,8 +65,9 @@ def open_search_planner(
         DataError: the scorer cannot be read.
     """
     opened = load_scorer(scorer) if scorer is not None else start_scorer(load_pack(pack))
-    items = (*opened.space.places.values(), *opened.space.relations.values())
-    unknown = sorted({item.tool for item in items if find_tool(item.tool) is None})
+    places, relations = opened.space.places.values(), opened.space.relations.values()
+    needed = {"SEG", "FILTER", "COUNT", "EVAL", *(place.tool for place in places), *(relation.tool for relation in relations)}
+    unknown = sorted(tool for tool in needed if find_tool(tool) is None)
     if unknown:
         raise ConfigError(f"planner: the space {opened.space.name} needs tools that there are not: {', '.join(unknown)}")
     return SearchPlanner(opened)

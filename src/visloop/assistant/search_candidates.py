@@ -243,9 +243,7 @@ class _Maker:
     def _pairs(self, short: list[_Piece], need: int) -> Iterator[tuple[tuple[_Piece, ...], frozenset[int]]]:
         """Two or three statements about one picture, each about words of its own: the next one begins where the last one ended."""
         chunks = self.reading.list_chunks()
-        after = {
-            end: [piece for piece in short if piece.start > end and chunks[piece.start] > chunks[end]] for end in range(len(chunks))
-        }
+        after = {end: [piece for piece in short if piece.start > end and chunks[piece.start] > chunks[end]] for end in range(len(chunks))}
         for first in short:
             for second in after[max(first.used)]:
                 if first.open and second.open:
@@ -279,8 +277,7 @@ class _Maker:
         for piece in (*self._count(self.drafts, "total", list(self._amounts("total"))), *self._special("total")):
             if len(piece.used) < need:
                 continue
-            form = {"count": "total", "every": "total_every"}.get(piece.atom.form, "total_kinds")
-            yield Meaning(form, (piece.atom,)), piece.used, piece.words, (("meaning", form), *piece.parts)  # type: ignore[arg-type]
+            yield Meaning("total", (piece.atom,)), piece.used, piece.words, (("meaning", "total", piece.atom.form), *piece.parts)
         for draft in self.drafts:
             for position in self._spoken("same")[:1]:
                 meaning = Meaning("same_box", (Atom("count", draft.what),))
@@ -295,5 +292,5 @@ class _Maker:
             words = pieces[0].words | pieces[1].words
             parts = (*pieces[0].parts, *pieces[1].parts)
             for form in ("boxes", "total"):
-                halves = tuple(Meaning(form, (piece.atom,)) for piece in pieces)  # type: ignore[arg-type]
+                halves = tuple(Meaning(form, (piece.atom,)) for piece in pieces)
                 yield Meaning("and", parts=halves), used, words, (("meaning", "and", form), *parts)

@@ -13,25 +13,25 @@ def describe_part(part: Part, reading: Reading) -> Iterator[str]:
     kind, *rest = part
     match kind:
         case "attribute":
-            group, index, role = rest[0], int(rest[1]), "/".join(map(str, rest[2:]))
+            group, index, how = str(rest[0]), int(rest[1]), "/".join(map(str, rest[2:]))
             position = reading.mentions[index].position
-            yield f"attribute {group} {role}"
-            yield f"attribute {role}"
-            yield f"attribute {group} {role} of {_find_head(reading, position)}"
-            yield from _around(f"attribute {group} {role}", reading, position)
+            yield f"attribute {group} {how}"
+            yield f"attribute {how}"
+            yield f"attribute {group} {how} of {_find_head(reading, position)}"
+            yield from _around(f"attribute {group} {how}", reading, position)
         case "amount":
-            role, how, index, position = str(rest[0]), str(rest[1]), int(rest[2]), int(rest[3])
-            name = f"amount {role} {how}"
+            role, sign, index, position = str(rest[0]), str(rest[1]), int(rest[2]), int(rest[3])
+            name = f"amount {role} {sign}"
             yield name
             if index >= 0:
-                place = reading.mentions[index].position
+                spot = reading.mentions[index].position
                 yield f"{name} number {reading.mentions[index].value}"
-                yield from _around(name, reading, place)
-                yield from _around(f"amount {role}", reading, place)
-                yield f"{name} of {_find_head(reading, place)}"
-                yield f"amount {role} of {_find_head(reading, place)}"
+                yield from _around(name, reading, spot)
+                yield from _around(f"amount {role}", reading, spot)
+                yield f"{name} of {_find_head(reading, spot)}"
+                yield f"amount {role} of {_find_head(reading, spot)}"
                 if position >= 0:
-                    yield f"{name} gap {max(-4, min(4, position - place))}"
+                    yield f"{name} gap {max(-4, min(4, position - spot))}"
             elif position >= 0:
                 yield from _around(name, reading, position)
                 yield f"{name} {reading.tokens[position]}"
@@ -47,7 +47,7 @@ def describe_part(part: Part, reading: Reading) -> Iterator[str]:
                 yield f"{name} {reading.tokens[position]}"
                 yield from _around(name, reading, position)
                 yield from _around(f"place {holds}", reading, position)
-                yield f"place {holds} negation {min((position - spot for spot in negations if spot < position), default=99) // 2}"
+                yield f"place {holds} negation {min((position - at for at in negations if at < position), default=99) // 2}"
             else:
                 yield from _open(name, reading)
             yield from _bag(name, reading)
@@ -70,9 +70,9 @@ def describe_part(part: Part, reading: Reading) -> Iterator[str]:
             yield f"idle {reading.tokens[position]}"
             yield from _around("idle", reading, position)
         case "form":
-            form, role, *more = rest
+            more = rest[2:]
             position = int(more[-1]) if more else -1
-            name = f"form {' '.join(map(str, (form, role, *more[:-1])))}"
+            name = f"form {' '.join(map(str, (*rest[:2], *more[:-1])))}"
             yield name
             yield from _bag(name, reading)
             if position >= 0:

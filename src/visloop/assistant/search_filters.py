@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from visloop.assistant.search_meanings import Filter
 from visloop.assistant.search_space import Space
@@ -57,11 +57,11 @@ def _draft_plain(reading: Reading, space: Space) -> Iterator[Draft]:
             for spot in spots[-1:]:
                 parts: tuple[Part, ...] = (("attribute", group, index, "is not"), ("negation", spot))
                 options.append(Draft(Filter(without=(word,)), frozenset([index]), frozenset([spot]), parts))
-        for first, second in zip(found, found[1:], strict=False):
-            words = (reading.mentions[first].value, reading.mentions[second].value)
-            if words[0] != words[1] and reading.mentions[second].position - reading.mentions[first].position <= _REACH:
-                either = tuple((("attribute", group, index, "or")) for index in (first, second))
-                options.append(Draft(Filter(words=(tuple(sorted(words)),)), frozenset([first, second]), parts=either))
+        for first, second in pairwise(found):
+            either = (reading.mentions[first].value, reading.mentions[second].value)
+            if either[0] != either[1] and reading.mentions[second].position - reading.mentions[first].position <= _REACH:
+                both = tuple(("attribute", group, index, "or") for index in (first, second))
+                options.append(Draft(Filter(words=(tuple(sorted(either)),)), frozenset([first, second]), parts=both))
         choices.append(options)
     for combination in product(*choices):
         used = frozenset().union(*(option.used for option in combination))

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def group_judgements(judgements: Sequence[Judgement]) -> list[list[Judgement]]:
         DataError: two judgements of one id.
     """
     ordered = sorted(judgements, key=lambda item: item.id)
-    twice = next((item.id for item, after in zip(ordered, ordered[1:], strict=False) if item.id == after.id), None)
+    twice = next((item.id for item, after in pairwise(ordered) if item.id == after.id), None)
     if twice is not None:
         raise DataError(f"judgement {twice} is given twice; one judgement per task")
     groups: dict[tuple[str, ...], list[Judgement]] = defaultdict(list)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 AtomForm = Literal["count", "every", "kinds", "exact", "most"]
-MeaningForm = Literal["total", "total_every", "total_kinds", "boxes", "same_box", "alike", "and"]
+MeaningForm = Literal["total", "boxes", "same_box", "alike", "and"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Atom:
 class Meaning:
     """A statement about all pictures of a task.
 
-    ``boxes``: in how many pictures all ``atoms`` hold. ``total``, ``total_kinds``, ``total_every``: the (one) atom over all pictures
-    together. ``same_box``: all objects of the atom's filter are in one picture. ``alike``: two pictures in which all atoms hold have the
+    ``boxes``: in how many pictures all ``atoms`` hold. ``total``: the (one) atom over all pictures together. ``same_box``: all objects
+    of the atom's filter are in one picture. ``alike``: two pictures in which all atoms hold have the
     same ``group`` word (or, without group, the same number) of the first atom's objects; ``holds`` False: no two. ``and``: all parts hold.
     """
 

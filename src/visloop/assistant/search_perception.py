@@ -90,18 +90,26 @@ def _look(
     flat = [part for task in objects for part in task]
     places: dict[str, list[Objects]] = {}
     for name, place in space.places.items():
-        places[name] = _run(tools, place.tool, [_ask(place, image, part, places, index) for index, (image, part) in enumerate(zip(images, flat, strict=True))])
+        places[name] = _run(
+            tools,
+            place.tool,
+            [_ask(place, image, part, places, index) for index, (image, part) in enumerate(zip(images, flat, strict=True))],
+        )
     singles = [(index, other) for index, part in enumerate(flat) for other in range(len(part))]
     related: dict[str, list[Objects]] = {}
     for tool in sorted({relation.tool for relation in space.relations.values()}):
         key = "target" if tool == "TOUCHING" else "other"
-        calls = [{"image": images[index], "object": flat[index], key: (flat[index][other],)} for index, other in singles]
-        related[tool] = _run(tools, tool, [_drop_image(call, tool, tools) for call in calls])
+        asked: list[dict[str, Value]] = [
+            {"image": images[index], "object": flat[index], key: (flat[index][other],)} for index, other in singles
+        ]
+        related[tool] = _run(tools, tool, [_drop_image(call, tool, tools) for call in asked])
     tables, start = [], 0
     for task, task_words in zip(objects, words, strict=True):
         span = range(start, start + len(task))
         box = np.array([index - start for index in span for _ in flat[index]], dtype=np.int64)
-        masks = dict(task_words) | {name: np.concatenate([_mark(kept[index], flat[index]) for index in span]) for name, kept in places.items()}
+        masks = dict(task_words) | {
+            name: np.concatenate([_mark(kept[index], flat[index]) for index in span]) for name, kept in places.items()
+        }
         first = np.cumsum([0, *(len(flat[index]) for index in span)])
         pairs = {tool: np.zeros((len(box), len(box)), dtype=np.bool_) for tool in related}
         for tool, kept in related.items():

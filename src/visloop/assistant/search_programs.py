@@ -60,7 +60,11 @@ class _Writer:
             found = self.add(("filter", found, query), call, f"Keep those of {found} that are {query}")
         if what.relation is not None:
             tool, other = what.relation[0], self.select(picture, what.relation[1])
-            call = f"TOUCHING(image={picture},object={found},target={other})" if tool == "TOUCHING" else f"{tool}(object={found},other={other})"
+            call = (
+                f"TOUCHING(image={picture},object={found},target={other})"
+                if tool == "TOUCHING"
+                else f"{tool}(object={found},other={other})"
+            )
             found = self.add((tool, found, other), call, f"Keep those of {found} that are {tool.lower()} one of {other}")
         return found
 
@@ -105,7 +109,7 @@ class _Writer:
         match meaning.form:
             case "and":
                 return self.evaluate(" and ".join(self.write(part) for part in meaning.parts), "Decide whether all of it holds")
-            case "total" | "total_kinds" | "total_every":
+            case "total":
                 return self.state(pictures, meaning.atoms[0])
             case "same_box":
                 counts = [self.count(picture, meaning.atoms[0].what) for picture in pictures]

@@ -119,7 +119,7 @@ class Executor:
                 return compare(total(self.count_objects(atom.what)), atom.sign, atom.number)
             case "every":
                 some, both = total(self.count_objects(atom.what)), total(self.count_objects(join_filters(atom.what, atom.more)))
-                return (some > 0) & (some == both)
+                return np.asarray((some > 0) & (some == both))
             case "kinds":
                 return compare((total(self._count_words(atom)) > 0).sum(axis=0), atom.sign, atom.number)
             case "exact":
@@ -127,7 +127,7 @@ class Executor:
                 wanted = np.array([word in atom.named for word in self.space.attributes[atom.group]])
                 return np.asarray((present == wanted.reshape(-1, *[1] * (present.ndim - 1))).all(axis=0))
             case "most":
-                return compare(total(self._count_words(atom)).max(axis=0), atom.sign, atom.number)
+                return compare(np.asarray(total(self._count_words(atom)).max(axis=0)), atom.sign, atom.number)
         raise ValueError(f"no atom {atom.form!r}")
 
     def judge_atom(self, atom: Atom) -> Flags:
@@ -145,7 +145,7 @@ class Executor:
                 for part in meaning.parts:
                     result = result & self.judge(part)
                 return result
-            case "total" | "total_kinds" | "total_every":
+            case "total":
                 return self._judge_counts(meaning.atoms[0], _Together)
             case "same_box":
                 counts = self.count_objects(meaning.atoms[0].what)
@@ -168,7 +168,9 @@ class Executor:
         values = self._count_words(first) > 0 if first.group else self.count_objects(first.what)[None]
         for left in range(self.scenes.pictures):
             for right in range(left + 1, self.scenes.pictures):
-                equal = (values[..., left] & values[..., right]).any(axis=0) if first.group else (values[..., left] == values[..., right])[0]
+                equal = (
+                    (values[..., left] & values[..., right]).any(axis=0) if first.group else (values[..., left] == values[..., right])[0]
+                )
                 found |= holds[:, left] & holds[:, right] & (equal if meaning.holds else ~equal)
         return found
 
@@ -194,6 +196,4 @@ def join_filters(what: Filter, more: Filter) -> Filter:
     """The objects that fit both filters; only one of them may have a relation."""
     if what.relation is not None and more.relation is not None:
         raise ValueError("two relations in one filter")
-    return Filter(
-        (*what.words, *more.words), (*what.without, *more.without), (*what.places, *more.places), what.relation or more.relation
-    )
+    return Filter((*what.words, *more.words), (*what.without, *more.without), (*what.places, *more.places), what.relation or more.relation)

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
@@ -81,10 +83,8 @@ def _describe(scorer: Scorer) -> dict[str, object]:
     }
 
 
-def _collect_tensors(scorer: Scorer) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    tensors: dict[str, np.ndarray] = {  # type: ignore[type-arg]
-        "weights": np.array([scorer.weights[name] for name in sorted(scorer.weights)], dtype=np.float32)
-    }
+def _collect_tensors(scorer: Scorer) -> dict[str, NDArray[Any]]:
+    tensors: dict[str, NDArray[Any]] = {"weights": np.array([scorer.weights[name] for name in sorted(scorer.weights)], dtype=np.float32)}
     if scorer.reference is not None:
         tensors["box"] = scorer.reference.box
         tensors |= {f"mask {name}": mask for name, mask in scorer.reference.masks.items()}
@@ -117,9 +117,9 @@ def load_scorer(folder: Path) -> Scorer:
     return scorer
 
 
-def _build(found: Mapping[str, object], tensors: Mapping[str, np.ndarray]) -> Scorer:  # type: ignore[type-arg]
-    names: Sequence[str] = found["features"]  # type: ignore[assignment]
-    counts: Sequence[int] | None = found["reference"]  # type: ignore[assignment]
+def _build(found: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Scorer:
+    names: Sequence[str] = found["features"]
+    counts: Sequence[int] | None = found["reference"]
     reference = None
     if counts is not None:
         pairs = {}
@@ -131,10 +131,10 @@ def _build(found: Mapping[str, object], tensors: Mapping[str, np.ndarray]) -> Sc
         reference = SceneTable(counts[0], counts[1], tensors["box"], masks, pairs)
     return Scorer(
         space=_SPACE.validate_python(found["space"]),
-        lexicon={part: tuple(words) for part, words in found["lexicon"].items()},  # type: ignore[attr-defined]
-        known=frozenset(found["known"]),  # type: ignore[arg-type]
+        lexicon={part: tuple(words) for part, words in found["lexicon"].items()},
+        known=frozenset(found["known"]),
         weights=dict(zip(names, map(float, tensors["weights"]), strict=True)),
         reference=reference,
         open_parts=bool(found["open_parts"]),
-        judgements=tuple(found["judgements"]),  # type: ignore[arg-type]
+        judgements=tuple(found["judgements"]),
     )

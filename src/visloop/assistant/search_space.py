@@ -90,7 +90,9 @@ def load_pack(pack: str | Path) -> Pack:
     """
     folder = _PACKS / str(pack) if (_PACKS / str(pack)).is_dir() else Path(pack)
     if not folder.is_dir():
-        raise ConfigError(f"planner: no task pack {str(pack)!r}; shipped packs: {', '.join(sorted(item.name for item in _PACKS.iterdir()))}")
+        raise ConfigError(
+            f"planner: no task pack {str(pack)!r}; shipped packs: {', '.join(sorted(item.name for item in _PACKS.iterdir()))}"
+        )
     space = _check(TypeAdapter(Space), folder / "space.yaml")
     lexicon = _check(TypeAdapter(dict[str, tuple[str, ...]]), folder / "lexicon.yaml")
     function_words = _check(TypeAdapter(dict[str, tuple[str, ...]]), folder / "function_words.yaml")
@@ -116,7 +118,8 @@ def derive_lexicon(space: Space, *, find_signature: Callable[[str], ToolSignatur
         ConfigError: the space uses a tool that has no signature.
     """
     lexicon: dict[str, tuple[str, ...]] = {word: (word,) for word in space.words}
-    for part, item in (*space.places.items(), *space.relations.items()):
+    parts: list[tuple[str, Place | Relation]] = [*space.places.items(), *space.relations.items()]
+    for part, item in parts:
         signature = find_signature(item.tool)
         if signature is None:
             raise ConfigError(f"space {space.name}: {part} needs the tool {item.tool}, which is unknown")

@@ -73,7 +73,16 @@ def build_design(lessons: Sequence[Lesson]) -> Design:
     )
 
 
-def fit_weights(design: Design, *, lessons: Sequence[int] | None = None, penalty: float = 0.1, steps: int = 100, rate: float = 0.05, dropout: float = 0.3, seed: int = 0) -> Floats:
+def fit_weights(
+    design: Design,
+    *,
+    lessons: Sequence[int] | None = None,
+    penalty: float = 0.1,
+    steps: int = 100,
+    rate: float = 0.05,
+    dropout: float = 0.3,
+    seed: int = 0,
+) -> Floats:
     """(features,): maximises, over the lessons (all, or the given ones), the sum of the logs of the probability that a candidate agrees
     with the feedback, less ``penalty / 2`` times the sum of squares.
 
@@ -109,7 +118,9 @@ def fit_weights(design: Design, *, lessons: Sequence[int] | None = None, penalty
     return weights
 
 
-def _descend(find_loss: Callable[[Floats], tuple[float, Floats]], size: int, *, steps: int, rate: float, dropout: float, seed: int) -> Floats:
+def _descend(
+    find_loss: Callable[[Floats], tuple[float, Floats]], size: int, *, steps: int, rate: float, dropout: float, seed: int
+) -> Floats:
     """Adam on the whole batch, the rate falling to nothing; ``dropout`` of the features are left out of each step."""
     random = np.random.default_rng(seed)
     weights, mean, square = np.zeros(size), np.zeros(size), np.zeros(size)

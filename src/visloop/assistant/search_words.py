@@ -9,9 +9,8 @@ from functools import lru_cache
 
 from visloop.assistant.search_space import Lexicon, Space
 
-_NUMBERS = {
-    word: str(value) for value, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
-}
+_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_NUMBERS = {word: str(value) for value, word in enumerate(_NAMES)}
 _CUTOFF = 0.8
 """Share of equal letters (difflib) from which an unknown word counts as a misspelt known one."""
 
