@@ -61,7 +61,7 @@ def measure(count: int) -> None:
     """Print both tables."""
     pool = DemonstrationPool(seed_demonstrations())
     cases = draw_cases(count, seed=7)
-    lessons = {(task.kind, task.family, wording): learn(task, truth) for task, truth, wording in draw_cases(4 * count, seed=8)}
+    lessons = {(task.kind, task.family, wording): learn(task, truth) for task, truth, wording in draw_cases(2 * count, seed=8)}
     families = {
         (task.kind, task.family): [lesson for key, lesson in lessons.items() if key[:2] == (task.kind, task.family)] for task, _, _ in cases
     }

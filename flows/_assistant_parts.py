@@ -1,6 +1,6 @@
 """What a reflect-and-learn cycle works with, made from the configuration: planner, tools, critic, sources of teaching, feedback."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from flows._layout import Layout
+from flows._mounts import mount_model
 from visloop.assistant.critics import open_critic, open_inference
 from visloop.assistant.interpreter import Execution
 from visloop.assistant.material import TeachingSources, adapt_tuning, plan_tuning
@@ -19,11 +20,15 @@ from visloop.chat.factory import cached_chat
 from visloop.config import Config
 from visloop.config_assistant import AssistantConfig, CriticChoice, ListBackend, PlannerChoice
 from visloop.datasets.image_search import FolderImageSearch
+from visloop.datasets.images import store_picture
 from visloop.datasets.lvis import read_lvis
 from visloop.evaluation.assistant import TaskScore, make_feedback, score_task
-from visloop.ids import seed_for
+from visloop.ids import make_id, seed_for
 from visloop.prompts.render import PromptSet
+from visloop.reasoning.agents import sample_chains, summarize_chains
+from visloop.reasoning.combine import group_chains
 from visloop.records.assistant import Feedback, Instance, Task, TaskTruth, Trace
+from visloop.records.reasoning import Sample
 from visloop.scenes.pictures import encode_png
 from visloop.scenes.tasks_tagging import FACTS
 from visloop.scenes.workshop import BASE_WORDS
@@ -42,7 +47,7 @@ _BY_ANNOTATIONS = ("LOC", "SEG", "VQA", "FILTER")
 class Workbench:
     """The parts of one configuration: models and tools are opened once, on first use, and shared by all cycles and evaluations.
 
-    ``folder`` takes pictures that runs and teaching leave; records name them by ``shown``, its path relative to the data folder: a
+    ``folder`` takes the pictures that runs leave; records name them by ``shown``, its path relative to the data folder: a
     stage writes into a folder that is moved when it is finished.
     """
 
@@ -53,15 +58,15 @@ class Workbench:
     def assistant(self) -> AssistantConfig:
         return self.config.assistant
 
+    @property
+    def material(self) -> Path:
+        """Copies of the pictures that tools are taught with, by content hash, for all cycles: tools read them while a cycle runs."""
+        return self.layout.assistant / "material"
+
     @cached_property
     def chat(self) -> ChatModel | None:
         """The LLM of planner, critic and LIST, where one of them needs it."""
-        wanted = (
-            self.assistant.planner.choice in (PlannerChoice.llm, PlannerChoice.hybrid),
-            self.assistant.reflection.critic is CriticChoice.llm,
-            self.assistant.tools.names is ListBackend.chat,
-        )
-        return cached_chat(self.config.llm) if any(wanted) else None
+        return cached_chat(self.config.llm) if needs_llm(self.config) else None
 
     @cached_property
     def tools(self) -> Toolbox:
@@ -70,7 +75,43 @@ class Workbench:
         tuning = adapt_tuning(tools.tuning, validate=learning.validate, ensemble=learning.ensemble)
         drawn = self.assistant.tasks.name == "workshop"  # the drawn world has sets and flags of its own
         facts = tools.facts or (FACTS.as_posix() if drawn else "")
-        return open_toolbox(replace(tools, tuning=tuning, facts=facts), pool=PromptPool(), chat=self.chat, root=self.layout.root)
+        return open_toolbox(
+            replace(tools, tuning=tuning, facts=facts), pool=PromptPool(), chat=self.chat, answer=self.ask_agents, root=self.layout.root
+        )
+
+    def ask_agents(self, questions: Sequence[tuple[str, Image.Image]]) -> list[str]:
+        """Answers of the two agents of Insight-V (``tools.vqa=agents``): the trained reasoner's chain, then the summarizer's answer."""
+        samples = [self._make_sample(question, image) for question, image in questions]
+        style, seed, root = PromptSet(self.config.prompts), self.config.seed, self.layout.root
+        reasoner, summarizer = (cached_chat(mount_model(self.config.base, self.layout.model(name))) for name in ("reasoner", "summarizer"))
+        answer = self.config.answer
+        chains = sample_chains(
+            samples, model=reasoner, prompts=style, samples_per_question=1, sampling=answer.reason_sampling, seed=seed, image_root=root
+        )
+        given = summarize_chains(
+            samples,
+            group_chains(chains),
+            model=summarizer,
+            prompts=style,
+            sampling=answer.summary_sampling,
+            seed=seed,
+            image_root=root,
+        )
+        return [item.answer or "" for item in given]
+
+    def _make_sample(self, question: str, image: Image.Image) -> Sample:
+        stored = store_picture(image.convert("RGB"), out=self.material).name
+        return Sample(
+            id=make_id("vqa", question, stored),
+            images=(f"{self.material.relative_to(self.layout.root).as_posix()}/{stored}",),
+            question=question,
+            answer="",
+            answer_type="phrase",
+            family="vqa",
+            split="test",
+            source="assistant",
+            group=stored,
+        )
 
     def open_parts(self) -> CycleParts:
         """Everything for ``visloop.assistant.cycle``."""
@@ -78,15 +119,17 @@ class Workbench:
         learning = assistant.learning
         words = frozenset(word for group in BASE_WORDS.values() for word in group)
         return CycleParts(
-            planner=open_planner(assistant.planner, chat=self.chat, prompts=prompts, vocabulary=words),
+            planner=open_planner(
+                assistant.planner, chat=self.chat, prompts=prompts, vocabulary=words, find_signature=self.tools.find_signature
+            ),
             tools=self.tools,
             critic=open_critic(assistant.reflection, chat=self.chat, prompts=prompts),
             sources=TeachingSources(
                 providers=self._open_providers(),
                 find_replay=lambda tool: self.replay,
                 inference=open_inference(assistant.reflection, chat=self.chat, prompts=prompts),
-                out=self.folder / PICTURES,
-                prefix=f"{self.shown}/{PICTURES}",
+                out=self.material,
+                prefix=self.material.relative_to(self.layout.root).as_posix(),
             ),
             plan=plan_tuning(assistant.tools.tuning, validate=learning.validate),
             give_feedback=self.give_feedback,
@@ -112,14 +155,14 @@ class Workbench:
         return OpenVocabularyProvider(
             read_lvis(folder / "annotations.json"),
             pictures=folder / "pictures",
-            out=self.folder / PICTURES,
-            prefix=f"{self.shown}/{PICTURES}",
+            out=self.material,
+            prefix=self.material.relative_to(self.layout.root).as_posix(),
         )
 
     def _open_search(self) -> ImageSearchProvider:
         folder = self.layout.collection / "image_search"
-        found = FolderImageSearch(folder, out=self.folder / PICTURES)
-        return ImageSearchProvider(found, prefix=f"{self.shown}/{PICTURES}")
+        found = FolderImageSearch(folder, out=self.material)
+        return ImageSearchProvider(found, prefix=self.material.relative_to(self.layout.root).as_posix())
 
     @cached_property
     def replay(self) -> tuple[Instance, ...]:
@@ -167,4 +210,11 @@ class Workbench:
         return make_feedback(trace, self.truths[execution.job.task.id], score=score)
 
 
-OpenWorkbench = Callable[[Path], Workbench]
+def needs_llm(config: Config) -> bool:
+    """Whether planner, critic or LIST asks an LLM."""
+    assistant = config.assistant
+    return (
+        assistant.planner.choice in (PlannerChoice.llm, PlannerChoice.hybrid)
+        or assistant.reflection.critic is CriticChoice.llm
+        or assistant.tools.names is ListBackend.chat
+    )

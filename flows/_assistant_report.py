@@ -32,10 +32,10 @@ def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[S
     }
 
     def work(place: Path) -> dict[str, float]:
-        tasks = {task.id: task for part in ("test", "replay") for task in read_tasks(layout, part)}
+        tasks = {task.id: task for part in ("test", "base") for task in read_tasks(layout, part)}
         test = {system.name: read_predictions(system.folder, "test") for system in systems}
-        replay = {system.name: read_predictions(system.folder, "replay") for system in systems if "replay" in system.parts}
-        measured = {name: list_outcomes(name, test[name], replay.get(name, ()), tasks=tasks) for name in test}
+        base = {system.name: read_predictions(system.folder, "base") for system in systems if "base" in system.parts}
+        measured = {name: list_outcomes(name, test[name], base.get(name, ()), tasks=tasks) for name in test}
         rows = [measure_outcomes(outcomes, **options) for found in measured.values() for outcomes in found]
         report = Report(
             rows=rows,
@@ -61,8 +61,9 @@ def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[S
     )
 
 
-def list_outcomes(name: str, test: Sequence[Prediction], replay: Sequence[Prediction], *, tasks: Mapping[str, Task]) -> list[Outcomes]:
-    """What is measured of one row: all test tasks, each kind, novel and known concepts, new wordings, and the replay tasks."""
+def list_outcomes(name: str, test: Sequence[Prediction], base: Sequence[Prediction], *, tasks: Mapping[str, Task]) -> list[Outcomes]:
+    """What is measured of one row: all test tasks, each kind, novel and known concepts, new wordings, and the base tasks that tell what
+    was forgotten."""
     parts: dict[str, list[Prediction]] = {"accuracy": list(test)}
     for item in test:
         task = tasks[item.sample_id]
@@ -70,8 +71,8 @@ def list_outcomes(name: str, test: Sequence[Prediction], replay: Sequence[Predic
         parts.setdefault("novel_concepts" if task.novel else "base_concepts", []).append(item)
         if task.wording == "new":
             parts.setdefault("new_wordings", []).append(item)
-    if replay:
-        parts["replay"] = list(replay)
+    if base:
+        parts["known_tasks"] = list(base)
     found = []
     for metric, items in parts.items():
         outcomes = read_outcomes(items, name=name)
@@ -83,7 +84,7 @@ def list_outcomes(name: str, test: Sequence[Prediction], replay: Sequence[Predic
 
 
 def compare_all(measured: Mapping[str, Sequence[Outcomes]], *, options: Mapping[str, Any]) -> list[Paired]:
-    """Learning against frozen tools, and every ablation against the whole; replay tells what was forgotten."""
+    """Learning against frozen tools, and every ablation against the whole; known tasks tell what was forgotten."""
     pairs = []
     by_key = {(name, outcomes.metric): outcomes for name, found in measured.items() for outcomes in found}
     wanted = [(LEARNED, FROZEN_PLAN), (LEARNED, FROZEN), (FROZEN_PLAN, FROZEN)]
@@ -91,7 +92,7 @@ def compare_all(measured: Mapping[str, Sequence[Outcomes]], *, options: Mapping[
     wanted += [(name, FROZEN_PLAN) for name in measured if name.startswith("+ ")]
     for a, b in wanted:
         whole = (a, b) == (LEARNED, FROZEN_PLAN)
-        metrics = [metric for name, metric in by_key if name == a and (whole or metric in ("accuracy", "replay"))]
+        metrics = [metric for name, metric in by_key if name == a and (whole or metric in ("accuracy", "known_tasks"))]
         pairs += [compare_outcomes(by_key[a, metric], by_key[b, metric], **options) for metric in metrics if (b, metric) in by_key]
     return pairs
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from flows._assistant_parts import Workbench
+from flows._assistant_parts import Workbench, needs_llm
 from flows._layout import Layout
 from flows._records import read_json, write_json
 from flows._stage import run_stage
@@ -16,9 +16,10 @@ from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrati
 from visloop.assistant.runs import run_tasks
 from visloop.chat.weights import resolve_model
 from visloop.config import Config
-from visloop.config_assistant import AssistantConfig, TasksConfig
+from visloop.config_assistant import AssistantConfig, RegionBackend, ReplaceBackend, TasksConfig, VqaBackend
 from visloop.errors import ConfigError
 from visloop.evaluation.assistant import make_prediction
+from visloop.ids import seed_for
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Task, TaskKind, TaskTruth
 from visloop.records.reasoning import Prediction, Split
@@ -28,8 +29,11 @@ from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.scenes.workshop_tasks import list_families, make_tasks
 from visloop.tools.prompt_pool import load_pool, save_pool
 
-PARTS: dict[str, Split] = {"stream": "train", "held_out": "validation", "replay": "validation", "test": "test"}
-"""The parts of a task set and the split that their scenes are of."""
+PARTS: dict[str, Split] = {"stream": "train", "held_out": "validation", "replay": "validation", "test": "test", "base": "test"}
+"""The parts of a task set and the split that their scenes are of. The gate of a cycle reads ``held_out`` and ``replay``; ``test`` and
+``base`` only measure."""
+_KNOWN_PARTS = ("replay", "base")
+"""Parts of base words, known families and known wordings: what must not be forgotten."""
 RECORDS = ("traces", "feedback", "critiques", "instances", "outcomes")
 CYCLE_CODE = ("visloop.assistant", "visloop.tools", "visloop.evaluation.assistant")
 _STATES = "states"
@@ -67,12 +71,12 @@ def draw_tasks(config: Config, layout: Layout) -> Any:
 
 
 def _draw_part(part: str, kind: Any, tasks: TasksConfig, *, seed: int, place: Path, layout: Layout) -> tuple[list[Task], list[TaskTruth]]:
-    """One kind's share of a part. The replay part has base words and known families only: what must not be forgotten."""
+    """One kind's share of a part."""
     count: int = getattr(tasks, part)
-    replay = part == "replay"
+    replay = part in _KNOWN_PARTS
     return make_tasks(
         place / "pictures",
-        seed=seed if part != "held_out" else seed + 1,
+        seed=seed_for(seed, part) if part in ("held_out", "base") else seed,
         kind=kind,
         count=count,
         split=PARTS[part],
@@ -147,19 +151,23 @@ def take_stream(config: Config, layout: Layout, number: int) -> list[Task]:
 
 
 def tool_inputs(assistant: AssistantConfig) -> dict[str, Path]:
-    """The folders of the vision models that are mounted from disk."""
-    found = {}
-    for role, vision in (("clip", assistant.tools.clip), ("detector", assistant.tools.detector)):
-        if role == "clip" or "owlvit" in (assistant.tools.loc.value, assistant.tools.seg.value):
-            source = Path(resolve_model(vision.model))
-            if source.is_dir():
-                found[role] = source
-    return found
+    """The folders of the vision models that are mounted from disk; a hub id is named by the configuration."""
+    tools = assistant.tools
+    used = {
+        "clip": True,
+        "detector": tools.loc is RegionBackend.owlvit,
+        "segmenter": tools.seg in (RegionBackend.maskformer, RegionBackend.clipseg),
+        "answerer": tools.vqa is VqaBackend.blip,
+        "painter": tools.replace is ReplaceBackend.diffusion,
+    }
+    sources = {role: Path(resolve_model(getattr(tools, role).model)) for role, mounted in used.items() if mounted}
+    return {role: source for role, source in sources.items() if source.is_dir()}
 
 
 def _learning_config(config: Config) -> dict[str, Any]:
     assistant = asdict(config.assistant)
-    return {**{key: assistant[key] for key in ("tools", "planner", "reflection", "learning")}, "prompts": PromptSet("full").hash}
+    parts = {key: assistant[key] for key in ("tools", "planner", "reflection", "learning")}
+    return {**parts, "llm": asdict(config.llm) if needs_llm(config) else None, "prompts": PromptSet("full").hash}
 
 
 def play_cycle(config: Config, layout: Layout, *, number: int, folder: Path | None = None, before: Path | None = None) -> Any:
@@ -237,7 +245,7 @@ def examine_pools(config: Config, layout: Layout, *, name: str, pools: Path, par
         return counts
 
     return run_stage(
-        f"examine {name}",
+        f"examine {folder.name}",
         folder=folder,
         inputs={"tasks": layout.tasks, "collection": layout.collection, "pools": pools, **tool_inputs(config.assistant)},
         config={"assistant": _learning_config(config), "parts": list(parts), "name": name, "seed": config.seed},

@@ -31,7 +31,7 @@ FROZEN, FROZEN_PLAN, LEARNED = "frozen tools, no plan", "frozen tools + plan", "
 def list_frozen(config: Config, layout: Layout) -> list[System]:
     """VISPROG's mode: seed demonstrations, no plan, nothing learned."""
     plain = change_assistant(config, planner=replace(config.assistant.planner, use_plan=False))
-    return [System(FROZEN, plain, layout.cycle(0), layout.assistant_evaluation / "frozen_no_plan", ("test", "replay"))]
+    return [System(FROZEN, plain, layout.cycle(0), layout.assistant_evaluation / "frozen_no_plan", ("test", "base"))]
 
 
 def list_curve(config: Config, layout: Layout) -> list[System]:
@@ -43,7 +43,7 @@ def list_curve(config: Config, layout: Layout) -> list[System]:
             config,
             layout.cycle(number),
             layout.assistant_evaluation / f"cycle_{number:02d}",
-            ("test", "replay"),
+            ("test", "base"),
             played=number,
         )
         for number in range(cycles + 1)
@@ -108,7 +108,7 @@ def list_ablations(config: Config, layout: Layout) -> list[System]:
                 change(config),
                 home / f"{cycles:02d}",
                 layout.assistant_evaluation / name,
-                ("test", "replay"),
+                ("test", "base"),
                 cycles=cycles,
                 home=home,
             )

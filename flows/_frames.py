@@ -1,7 +1,7 @@
 """Records as a table for the gates: one row per record, good or bad, one column per thing that a rule asks about."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from flows._facts import FACT_NAMES, MEASURES, Frame, Row
-from flows._gates import GateContext
+from flows._assistant_facts import ASSISTANT_FACTS, ASSISTANT_MEASURES
+from flows._facts import FACT_NAMES, MEASURES, Facts, Frame, Row
+from flows._gates import Context
 from flows._pictures import OK
 from visloop.errors import DataError
+from visloop.records.assistant import Critique, Demonstration, Instance, PromptEntry, Task, Trace
 from visloop.records.reasoning import AssessedPath, Prediction, PreferencePair, ReasoningPath, Sample, SFTExample
 
 RECORD_KINDS: dict[str, type[Any]] = {
@@ -22,6 +24,12 @@ RECORD_KINDS: dict[str, type[Any]] = {
     "sft": SFTExample,
     "pairs": PreferencePair,
     "predictions": Prediction,
+    "tasks": Task,
+    "traces": Trace,
+    "critiques": Critique,
+    "instances": Instance,
+    "demonstrations": Demonstration,
+    "prompts": PromptEntry,
 }
 PLAIN_NAMES: dict[str, tuple[str, ...]] = {
     "samples": ("id", "split", "answer_type"),
@@ -30,11 +38,19 @@ PLAIN_NAMES: dict[str, tuple[str, ...]] = {
     "sft": ("id", "sample_id", "kind"),
     "pairs": ("id", "sample_id", "strategy"),
     "predictions": ("sample_id", "system", "status"),
+    "tasks": ("id", "kind", "wording", "split"),
+    "traces": ("id", "status"),
+    "critiques": ("id", "grain", "culprit", "status"),
+    "instances": ("id", "split", "source"),
+    "demonstrations": ("id", "kind", "outcome", "task_kind", "provenance"),
+    "prompts": ("id",),
 }
 """Fields that rules read as they stand in the file, also where the record breaks its contract."""
+_MEASURES: dict[str, Callable[[Sequence[Row], Any], list[Facts]]] = {**MEASURES, **ASSISTANT_MEASURES}
+_FACT_NAMES = {**FACT_NAMES, **ASSISTANT_FACTS}
 
 
-def build_frame(records: Sequence[Any] | Path, *, suite: str, context: GateContext) -> Frame:
+def build_frame(records: Sequence[Any] | Path, *, suite: str, context: Context) -> Frame:
     """Read ``records`` (see ``check_records``) and measure the facts that ``suite`` asks about.
 
     Raises:
@@ -42,8 +58,8 @@ def build_frame(records: Sequence[Any] | Path, *, suite: str, context: GateConte
     """
     rows = tuple(read_rows(records, kind=RECORD_KINDS[suite]))
     columns: dict[str, list[Any]] = {"row": list(range(len(rows))), "contract": [row.contract for row in rows]}
-    measured = MEASURES[suite](rows, context)
-    for name in FACT_NAMES[suite]:
+    measured = _MEASURES[suite](rows, context)
+    for name in _FACT_NAMES[suite]:
         columns[name] = [None if row.record is None else facts[name] for row, facts in zip(rows, measured, strict=True)]
     for name in PLAIN_NAMES[suite]:
         columns[name] = [None if row.value is None else _plain(row.value.get(name)) for row in rows]

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from flows._assistant_context import ASSISTANT_SUITE_NAMES, AssistantContext, check_assistant_request
 from visloop.errors import ConfigError, GateError
 from visloop.records.reasoning import Sample
 from visloop.records.shards import write_text
@@ -70,6 +71,9 @@ class GateContext:
         )
 
 
+Context: TypeAlias = GateContext | AssistantContext
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuleResult:
     """One rule of a suite: how many records break it, and the first of them as ``id at file:line: what was found``."""
@@ -100,7 +104,7 @@ def check_records(
     *,
     suite: str,
     out: Path,
-    context: GateContext,
+    context: Context,
     quarantine: Path | None = None,
 ) -> GateResult:
     """Let records through to the next stage, or refuse them.
@@ -108,7 +112,7 @@ def check_records(
     Args:
         records: records, or a folder of ``*.jsonl`` shards, or a list of shard files. Files are read line by line, so that a
             truncated or foreign line is refused with its ``file:line`` beside all other bad rows.
-        suite: one of ``SUITE_NAMES``.
+        suite: one of ``SUITE_NAMES``, or of the assistant's ``ASSISTANT_SUITE_NAMES`` with an ``AssistantContext``.
         out: folder for the HTML page and the JSON result (both differ from run to run: keep it out of versioned folders).
         quarantine: folder for refused rows; ``quarantine/`` beside the shard folder, or beside ``out`` for records in memory.
 
@@ -150,9 +154,15 @@ def check_records(
     return result
 
 
-def _check_request(suite: str, context: GateContext) -> None:
-    if suite not in SUITE_NAMES:
-        raise ConfigError(f"unknown suite {suite!r}; known are {', '.join(SUITE_NAMES)}")
+def _check_request(suite: str, context: Context) -> None:
+    if suite not in (*SUITE_NAMES, *ASSISTANT_SUITE_NAMES):
+        raise ConfigError(f"unknown suite {suite!r}; known are {', '.join((*SUITE_NAMES, *ASSISTANT_SUITE_NAMES))}")
+    wanted = GateContext if suite in SUITE_NAMES else AssistantContext
+    if not isinstance(context, wanted):
+        raise ConfigError(f"suite {suite!r} needs a {wanted.__name__}, got a {type(context).__name__}")
+    if isinstance(context, AssistantContext):
+        check_assistant_request(suite, context)
+        return
     if suite != "samples" and not context.samples:
         raise ConfigError(f"suite {suite!r} needs context.samples: build the context with GateContext.from_samples")
     if suite == "pairs" and context.paths is None:

@@ -1,6 +1,7 @@
 """Train the two agents from the base: the reasoner, then the summarizer on chains of all kinds (Insight-V 3.3)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,20 +109,17 @@ def sample_folder(
     chat = Lazy(partial(open_chat, mount_model(config.base, model)))
 
     def work(shard: Shard[Sequence[str]], path: Path) -> dict[str, float]:
-        paths = [
-            path
-            for count, decoding, use in ((per_question, sampling, key), (1, greedy, f"{key} greedy"))
-            if decoding is not None
-            for path in sample_chains(
-                [by_id[sample_id] for sample_id in shard.payload],
-                model=chat.get(),
-                prompts=PromptSet(config.prompts),
-                samples_per_question=count,
-                sampling=decoding,
-                seed=seed_for(config.seed, use),
-                image_root=layout.root,
-            )
-        ]
+        draw = partial(
+            sample_chains,
+            [by_id[sample_id] for sample_id in shard.payload],
+            model=chat.get(),
+            prompts=PromptSet(config.prompts),
+            image_root=layout.root,
+        )
+        paths = draw(samples_per_question=per_question, sampling=sampling, seed=seed_for(config.seed, key))
+        if greedy is not None:
+            said = draw(samples_per_question=1, sampling=greedy, seed=seed_for(config.seed, key, "greedy"))
+            paths += [replace(path, index=per_question) for path in said]
         write_shard(path, paths)
         return {"paths": len(paths), "finished": sum(item.status == "finished" for item in paths)}
 

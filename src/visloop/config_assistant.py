@@ -87,7 +87,8 @@ class VisionConfig:
 class PromptTuning:
     """Training-validation prompt tuning on frozen weights (CLOVA 3.4). ``tokens``: soft tokens per prompt; ``prompts``: how many are
     learned per concept, each from other instances; ``min_validation``: fraction of validation instances from which a prompt is kept;
-    ``max_base_drop``: how much of the replay set's accuracy it may cost; ``max_prompts``: kept per concept.
+    ``max_base_drop``: how much of the replay set's accuracy it may cost; ``max_prompts``: kept per concept; ``known_at``: accuracy on
+    the validation instances from which a word counts as known, so that nothing is learned (above 1: always learn).
 
     ``batch_size``: pictures per step, where a step does not take all of a prompt's; ``init_std``: spread of the first values (0:
     zeros); ``layers``: layers of deep prompts; ``decay_every``: steps after which the rate falls to a tenth (0: never);
@@ -115,6 +116,7 @@ class PromptTuning:
     label_smoothing: float = 0.0
     min_overlap: float = 0.5
     min_similarity: float = -1.0
+    known_at: float = 0.7
 
 
 @dataclass
@@ -217,23 +219,24 @@ class ReflectionConfig:
 
 @dataclass
 class LearningConfig:
-    """Learning (CLOVA 3.4). ``budget``: updates tried per feedback. ``min_score``: a demonstration below it is evicted.
-    ``max_replay_drop``: fraction of the replay set's accuracy that a cycle may cost before it is refused."""
+    """Learning (CLOVA 3.4). ``budget``: updates tried per feedback. ``tries``: other programs tried per update of a planner.
+    ``min_score``: a demonstration below it is evicted. ``max_replay_drop``: fraction of the replay set's accuracy that a cycle may cost
+    before it is refused."""
 
     update_llm: bool = True
     update_tools: bool = True
     validate: bool = True
     ensemble: bool = True
     budget: int = 2
+    tries: int = 6
     min_score: int = -2
-    replay: int = 60
     max_replay_drop: float = 0.02
 
 
 @dataclass
 class TasksConfig:
-    """The tasks of a run: which kinds, and how many of each in the stream of instructions with feedback, in the test set, in the replay
-    set (base tasks: forgetting) and in the held-out set that a cycle's gate reads.
+    """The tasks of a run: which kinds, and how many of each in the stream of instructions with feedback, in the test set, among the base
+    tasks that measure forgetting, and in the replay and held-out sets that a cycle's gate reads.
 
     ``only`` plays one cycle; None: the next one. ``batch`` tasks are run side by side before any is learned from (None: a whole cycle).
     ``ablations`` are the rows of the table that are learned anew, by name.
@@ -242,7 +245,8 @@ class TasksConfig:
     kinds: list[str] = field(default_factory=lambda: ["vqa", "multi_image", "editing", "tagging"])
     stream: int = 100
     test: int = 200
-    replay: int = 60
+    base: int = 60
+    replay: int = 20
     held_out: int = 20
     cycles: int = 4
     only: int | None = None
@@ -250,7 +254,6 @@ class TasksConfig:
     ablations: list[str] = field(default_factory=list)
     novel_share: float = 0.5
     new_wording_share: float = 0.3
-    root: str = ""
     name: str = "workshop"
 
 

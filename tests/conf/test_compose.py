@@ -38,7 +38,7 @@ EXPERIMENTS = sorted((CONFIG_DIR / "experiment").glob("*.yaml"))
 
 def test_every_yaml_is_counted() -> None:
     assert len(OPTIONS) == 48
-    assert len(EXPERIMENTS) == 14
+    assert len(EXPERIMENTS) == 15
     assert {path.parent.name for path in OPTIONS} == set(GROUPS)
     assert len(list(CONFIG_DIR.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 1
 

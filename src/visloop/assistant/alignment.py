@@ -19,7 +19,7 @@ LONGEST_FILL = 4
 _KEPT = 4
 _MOST_ORDERS = 6
 _SLOT_WEIGHT = 1.0
-_UNSURE, _UNINTRODUCED, _TEMPLATE = 0.6, -0.5, 0.1
+_UNSURE, _UNINTRODUCED, _TEMPLATE = 0.6, -0.5, -0.3
 """What a concept slot gains by a word, where a known concept gains 1: an unknown word after a determiner or a modifier, one without,
 a template word. A slot for a name gains by any word that is no known concept."""
 _TRAILING_PENALTY = 0.8

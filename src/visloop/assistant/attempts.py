@@ -7,6 +7,7 @@ local one. What was learned stays only if the task is right in the end: otherwis
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from visloop.answers import read_boolean
 from visloop.assistant.cases import Case, ReflectionGrain
 from visloop.assistant.cycle_state import CycleRecords, Pools
 from visloop.assistant.learning import update_tool
@@ -170,20 +171,27 @@ def _teach_tool(
 
 
 def _teach_planner(case: Case, critique: Critique, *, pools: Pools, parts: CycleParts, number: int, cycle: int) -> _Step:
-    """Ask for another proposal with the failed one at hand; keep it as a demonstration if its run is right and the planner that is shown
-    the demonstration then solves the task without the failed one. The case stays: a failed repair is no better place to look from."""
+    """Ask for other proposals with the failed ones at hand; keep the first that is right as a demonstration if the planner that is shown
+    it then solves the task without the failed ones. The case stays: a failed repair is no better place to look from."""
     task = case.execution.job.task
     kind: UpdateKind = "plan_demonstration" if critique.culprit == "plan" else "program_demonstration"
     step = _Step(pools=pools, case=case, solved=False, state="refused", reason="", kind=kind)
     attempt = FailedAttempt(proposal=case.trace.proposal, critique=critique)
-    seed = seed_for(parts.seed, "repair", cycle, number)
-    [proposal] = parts.planner.propose([task], pool=pools.demonstrations, attempts=[attempt], seed=seed)
-    if proposal.status != "ok":
-        return replace(step, reason=f"no other program: {proposal.error or proposal.status}")
-    [rerun] = run_proposals([task], [proposal], pools=pools, parts=parts, cycle=cycle)
-    step = replace(step, rerun=rerun, records=_record(rerun), solved=rerun.right)
-    if parts.learning.validate and not rerun.right:
-        return replace(step, reason=f"the other program is wrong as well: {rerun.trace.error or rerun.trace.result}")
+    rerun: TaskRun | None = None
+    for turn in range(_count_tries(case, parts=parts)):
+        seed = seed_for(parts.seed, "repair", cycle, number, turn)
+        [proposal] = parts.planner.propose([task], pool=pools.demonstrations, attempts=[attempt], seed=seed)
+        if proposal.status != "ok":
+            step = replace(step, reason=step.reason or f"no other program: {proposal.error or proposal.status}")
+            break
+        [rerun] = run_proposals([task], [proposal], pools=pools, parts=parts, cycle=cycle)
+        reason = "" if rerun.right else f"the other program is wrong as well: {rerun.trace.error or rerun.trace.result}"
+        step = replace(step, rerun=rerun, records=step.records.add(_record(rerun)), solved=rerun.right, reason=reason)
+        if rerun.right or not parts.learning.validate:
+            break
+        attempt = replace(attempt, tried=(*attempt.tried, proposal.program))
+    if rerun is None or (parts.learning.validate and not rerun.right):
+        return step
     learned = make_successes(task, rerun.trace, provenance="repaired", cycle=cycle)
     failure = make_failure(task, case.trace, critique, cycle=cycle) if parts.use_failures else ()
     taught = replace(pools, demonstrations=pools.demonstrations.add((*learned, *failure)))
@@ -199,6 +207,12 @@ def _teach_planner(case: Case, critique: Critique, *, pools: Pools, parts: Cycle
         reason="the run of the other program is right" if rerun.right else "kept without proof",
         demonstrations=_list_new(pools, taught),
     )
+
+
+def _count_tries(case: Case, *, parts: CycleParts) -> int:
+    """How many other programs are tried. Of those for a yes or no one in two is right by chance: a second guess would teach nothing."""
+    answer = case.feedback.answer
+    return 1 if answer is not None and read_boolean(answer) is not None else max(parts.learning.tries, 1)
 
 
 def _prove(rerun: TaskRun, taught: Pools, *, parts: CycleParts, cycle: int) -> TaskRun:

@@ -127,7 +127,7 @@ def build_lexicon(pool: DemonstrationPool, *, vocabulary: Collection[str] = ()) 
     for entry in successes.values():
         said = {word.norm for word in split_words(entry.instruction)}
         said_in.update(said)
-        phrases, repeated = _list_program_words(entry.program)
+        phrases, repeated = list_program_words(entry.program)
         if entry.provenance == "seed":
             concepts |= {norm for phrase in phrases for norm in phrase}
             modifiers |= {norm for phrase in phrases for norm in phrase[:-1]}
@@ -144,7 +144,7 @@ def build_lexicon(pool: DemonstrationPool, *, vocabulary: Collection[str] = ()) 
 
 
 @lru_cache(maxsize=4096)
-def _list_program_words(text: str) -> tuple[frozenset[tuple[str, ...]], frozenset[str]]:
+def list_program_words(text: str) -> tuple[frozenset[tuple[str, ...]], frozenset[str]]:
     """The phrases of a program's concept arguments, and the words of all its texts. A question is no concept argument: it is made of
     template words as well. Nothing for a text that is no program."""
     try:

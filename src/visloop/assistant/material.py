@@ -53,7 +53,7 @@ def plan_tuning(tuning: PromptTuning, *, validate: bool) -> TuningPlan:
     return TuningPlan(
         positives=tuning.instances + tuning.validation,
         negatives=tuning.negatives,
-        known_at=tuning.min_validation,
+        known_at=tuning.known_at,
         validation_share=tuning.validation / (tuning.instances + tuning.validation),
         validate=validate,
     )

@@ -20,10 +20,12 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedAttempt:
-    """A proposal that gave a wrong result, and who is to blame for it: what a planner must do better (CLOVA 3.4)."""
+    """A proposal that gave a wrong result, and who is to blame for it: what a planner must do better (CLOVA 3.4). ``tried`` are further
+    programs that were wrong as well."""
 
     proposal: Proposal
     critique: Critique
+    tried: tuple[str, ...] = ()
 
 
 class Planner(Protocol):
@@ -83,8 +85,8 @@ def list_failed_programs(task: Task, *, pool: DemonstrationPool, attempt: Failed
     failures: Iterable[str] = (
         entry.program for entry in pool.find("program", "failure", task.kind) if entry.instruction == task.instruction
     )
-    tried = () if attempt is None or not attempt.proposal.program else (attempt.proposal.program,)
-    return frozenset(normalize_program(program) for program in (*failures, *tried))
+    tried = () if attempt is None else (attempt.proposal.program, *attempt.tried)
+    return frozenset(normalize_program(program) for program in (*failures, *tried) if program)
 
 
 def _print_form(program: Program) -> str:

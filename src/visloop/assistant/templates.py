@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal as Choice
 
 from visloop.assistant.grammar import parse_program
-from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, split_words
+from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, list_program_words, split_words
 from visloop.assistant.program import Literal, Program, Reference
 from visloop.records.assistant import Demonstration
 
@@ -82,7 +82,9 @@ def build_template(demonstration: Demonstration, *, lexicon: Lexicon) -> Templat
     }
     norms = [word.norm for word in split_words(demonstration.instruction)]
     repeated = {norm for text in texts for norm in text}
-    found = [_find_slot(norm, repeated=repeated, names=names, lexicon=lexicon) for norm in norms]
+    phrases, _ = list_program_words(demonstration.program)
+    concepts = {norm for phrase in phrases for norm in phrase}
+    found = [_find_slot(norm, repeated=repeated, concepts=concepts, names=names, lexicon=lexicon) for norm in norms]
     cuts = _find_cuts(norms, [slot is not None and slot.kind in ("concept", "name") for slot in found], texts)
     elements: list[str | Slot] = []
     for index, (norm, slot) in enumerate(zip(norms, found, strict=True)):
@@ -95,20 +97,22 @@ def build_template(demonstration: Demonstration, *, lexicon: Lexicon) -> Templat
             and slot.kind == "concept"
             and index not in cuts
         ):
-            elements[-1] = replace(last, norms=(*last.norms, norm))
+            elements[-1] = replace(last, norms=(*last.norms, norm), optional=last.optional and slot.optional)
         else:
             elements.append(slot)
     whole = [replace(element, optional=False) if isinstance(element, Slot) and element.norms in texts else element for element in elements]
     return Template(demonstration, program, tuple(whole))
 
 
-def _find_slot(norm: str, *, repeated: set[str], names: set[str], lexicon: Lexicon) -> Slot | None:
+def _find_slot(norm: str, *, repeated: set[str], concepts: set[str], names: set[str], lexicon: Lexicon) -> Slot | None:
     """The slot that one word of a demonstration is; None if its program does not repeat it, or if it carries structure only."""
     kind = slot_kind(norm, lexicon=lexicon)
     if norm not in repeated and not (kind == "place" and norm in names):
         return None
     if kind is None:
         return None if norm in FUNCTION_WORDS else Slot("name", (norm,), optional=True)
+    if kind == "concept" and not lexicon.is_sure(norm) and norm not in concepts:
+        return Slot("name", (norm,))
     return Slot(kind, (norm,), optional=kind == "attribute")
 
 

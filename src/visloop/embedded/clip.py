@@ -40,7 +40,7 @@ class ClipRecipe:
     group_weight: float = 0.4
     caption_lengths: tuple[int, ...] = (1, 2, 2, 3)
     largest_scale: float = 100.0
-    examined: int = 3_000
+    examined: int = 1_500
     least_accuracy: float = 0.97
 
     def describe(self) -> tuple[str, ...]:
@@ -100,7 +100,8 @@ def train_clip(model: CLIPModel, processor: CLIPProcessor, crops: CropSet, *, re
 
 def _make_optimizer(model: CLIPModel, recipe: ClipRecipe) -> torch.optim.Optimizer:
     """AdamW; embeddings do not decay, so that a word in no caption keeps its first row."""
-    decayed, kept = [], []
+    decayed: list[Tensor] = []
+    kept: list[Tensor] = []
     for name, parameter in model.named_parameters():
         (kept if parameter.ndim < 2 or "embedding" in name else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]

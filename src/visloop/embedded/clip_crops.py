@@ -1,6 +1,6 @@
 """Crops that the embedded CLIP learns from and is measured on: cut from drawn pictures exactly as the tools cut them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,12 +11,12 @@ from visloop.embedded.clip_extras import Extras, Look, draw_object
 from visloop.ids import seed_for
 from visloop.scenes.pictures import render_scene
 from visloop.scenes.regions import locate_objects
-from visloop.scenes.world import Scene, SceneObject, StyledWorld, draw_scene, make_scene
+from visloop.scenes.world import Attribute, Scene, SceneObject, StyledWorld, draw_scene, make_scene
 from visloop.tools.crops import cut_crop
 from visloop.tools.proposals import propose_regions
 from visloop.tools.values import Box, Mask, overlap_ratio
 
-GROUPS = ("pattern", "color", "shape")
+GROUPS: tuple[Attribute, ...] = ("pattern", "color", "shape")
 """The attributes that captions speak of, in the order of English."""
 SIDE = 32
 BOX_JITTER = 0.07
@@ -31,7 +31,7 @@ class CropSet:
     """Crops (n, 32, 32, 3) with the word of every group for each."""
 
     images: NDArray[np.uint8]
-    words: dict[str, tuple[str, ...]]
+    words: Mapping[Attribute, tuple[str, ...]]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -125,7 +125,7 @@ class ClipExam:
 
     def measure_all(self) -> Mapping[str, Table]:
         """All tables of the card."""
-        tables = {WORDS: self.measure_words(), LOCATING: self.measure_locating(150)}
+        tables: dict[str, Table] = {WORDS: self.measure_words(), LOCATING: self.measure_locating(150)}
         with tempfile.TemporaryDirectory() as folder:
             tables |= self.measure_learning(Path(folder))
         for name, table in tables.items():
@@ -153,7 +153,7 @@ class ClipExam:
         for title, entries, groups in (("", shown, GROUPS), ("NLVR's ", nlvr, GROUPS[1:])):
             for group in groups:
                 right = [word == entry.word(group) for word, entry in zip(self._score(entries, group, PromptPool()), entries, strict=True)]
-                count = len(WORKSHOP_BASE.values(group)) if not title else len(NLVR_COLORS if group == "color" else NLVR_SHAPES)  # type: ignore[arg-type]
+                count = len(WORKSHOP_BASE.values(group)) if not title else len(NLVR_COLORS if group == "color" else NLVR_SHAPES)
                 table[f"{title}{group}"] = {"words": count, "regions": len(right), HELD_OUT: float(np.mean(right))}
         return table
 
@@ -200,7 +200,7 @@ class ClipExam:
         test = self._take(WORKSHOP, 2 * self.crops, 3)
         pool, rows = PromptPool(), {}
         for group in GROUPS[::-1]:
-            for concept in concepts[group]:  # type: ignore[index]
+            for concept in concepts[group]:
                 instances, replay = teacher.collect(concept, group)
                 started = time.process_time()
                 told = self.engine.tune_word(concept, pool=pool, instances=instances, replay=replay, group=group, seed=self.seed, cycle=1)
@@ -217,7 +217,7 @@ class ClipExam:
                 self.report(f"clip: {concept}: {rows[concept]} {told.reason}")
         keeping: dict[str, dict[str, float]] = {}
         for group in GROUPS[::-1]:
-            for concept in concepts[group]:  # type: ignore[index]
+            for concept in concepts[group]:
                 shown = [entry for entry in test if entry.word(group) == concept]
                 for name, stage in (("test before", PromptPool()), ("test after", pool)):
                     rows[concept][name] = float(np.mean([word == concept for word in self._score(shown, group, stage)]))
@@ -242,7 +242,7 @@ class Teacher:
         self.exam, self.folder, self.tuning = exam, folder, exam.engine.config.tuning
         self._sources: dict[str, Iterator[ShownObject]] = {}
 
-    def collect(self, concept: str, group: str) -> tuple[list[Instance], list[Instance]]:
+    def collect(self, concept: str, group: Attribute) -> tuple[list[Instance], list[Instance]]:
         """(train and validation instances, replay instances) of one word; no picture is used twice."""
         tuning = self.tuning
         positives = self._gather(concept, group, WORKSHOP, tuning.instances + tuning.validation, word=concept)
@@ -252,10 +252,10 @@ class Teacher:
         return [*positives[: tuning.instances], *held_out, *negatives], replay
 
     def _gather(
-        self, concept: str, group: str, world: StyledWorld, count: int, *, word: str | None = None, split: InstanceSplit = "train"
+        self, concept: str, group: Attribute, world: StyledWorld, count: int, *, word: str | None = None, split: InstanceSplit = "train"
     ) -> list[Instance]:
         """Instances of ``word``, or of all words of the group in turn."""
-        words = [word] if word is not None else list(world.values(group))  # type: ignore[arg-type]
+        words = [word] if word is not None else list(world.values(group))
         wanted = {name: count // len(words) + (place < count % len(words)) for place, name in enumerate(words)}
         source = self._sources.setdefault(
             world.name + str(len(world.shapes)),
@@ -288,5 +288,5 @@ class Teacher:
         )
 
 
-def _fits(entry: SceneObject, words: Mapping[str, str]) -> bool:
+def _fits(entry: SceneObject, words: Mapping[Attribute, str]) -> bool:
     return all(getattr(entry, group) == word for group, word in words.items())

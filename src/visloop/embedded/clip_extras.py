@@ -151,5 +151,5 @@ def _raster_points(points: Points) -> NDArray[np.bool_]:
 
 
 def _raster_outline(outline: str) -> NDArray[np.bool_]:
-    offsets = np.arange(CANVAS) + 0.5 - 26.0
+    offsets = np.arange(CANVAS, dtype=np.float64) - 25.5
     return cover_pixels(outline, dx=offsets, dy=offsets, radius=24.0) >= 0.5

@@ -17,13 +17,11 @@ from visloop.records.assistant import Instance, PromptEntry
 from visloop.tools.base import ToolCall, ToolResult, TuningReport
 from visloop.tools.handed_answers import AnswerQuestions, CallableAnswerer, Question, read_calls
 from visloop.tools.mounted import Mounted, mount_model, open_picture, split_batches
-from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
+from visloop.tools.prompt_pool import ANCHORS, LearnedPrompt, PromptPool
 from visloop.tools.prompted import blend_prompts, optimize_prompt, start_prompt, to_numpy
 from visloop.tools.signatures import SIGNATURES
 from visloop.tools.validated_tuning import Learned, Pictures, split_concepts, tune_prompts
 
-ANCHORS: Final = "(anchors)"
-"""The concept under which the zero prompts of questions that were right already lie in the pool."""
 _LONGEST: Final = 10
 """Tokens of an answer (CLOVA's code)."""
 

@@ -89,14 +89,14 @@ class ClipEngine:
         bank = self.open_bank(pool)
         given = next((entry.group for entry in instances if entry.positive and entry.group), group)
         place = find_group(concept, given, self.vocabulary)
-        crops = read_instances(train, root=self.root)
+        crops = read_instances(train, root=self.root, propose=self.propose)
         problem = WordProblem(
             bank,
             concept=concept,
             group=place,
             train=crops,
-            validation=read_instances(validation, root=self.root),
-            replay=read_instances(replay, root=self.root),
+            validation=read_instances(validation, root=self.root, propose=self.propose),
+            replay=read_instances(replay, root=self.root, propose=self.propose),
             config=self.config.tuning,
             anchors=self.anchors,
         )

@@ -41,15 +41,24 @@ class ClipTool:
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Results in the order of the calls; all crops of all calls are encoded together."""
-        results: list[ToolResult | None] = [self.answer_at_once(call) for call in calls]
-        waiting = [index for index, result in enumerate(results) if result is None]
-        pictures = [(take_image(calls[index]), self.list_regions(calls[index])) for index in waiting]
-        for index, view in zip(waiting, open_views(self.bank, pictures), strict=True):
+        results: list[ToolResult | None] = []
+        pictures: dict[int, tuple[Image.Image, Sequence[Region]]] = {}
+        for index, call in enumerate(calls):
+            try:
+                results.append(self.answer_at_once(call))
+                if results[index] is None:
+                    pictures[index] = (take_image(call), self.list_regions(call))
+            except ToolError as error:
+                results[index:] = [self._fail(error)]
+        for index, view in zip(pictures, open_views(self.bank, list(pictures.values())), strict=True):
             try:
                 results[index] = self.answer(calls[index], view)
             except ToolError as error:
-                results[index] = ToolResult(value=None, error=f"{self.signature.name}: {error}")
+                results[index] = self._fail(error)
         return [result for result in results if result is not None]
+
+    def _fail(self, error: ToolError) -> ToolResult:
+        return ToolResult(value=None, error=f"{self.signature.name}: {error}")
 
     def answer_at_once(self, call: ToolCall) -> ToolResult | None:
         """An answer that needs no look at the picture, or None."""
@@ -108,9 +117,15 @@ def take_image(call: ToolCall) -> Image.Image:
 def take_objects(call: ToolCall) -> Objects:
     """The call's objects; boxes become objects without masks."""
     values = call.arguments["object"]
-    if not isinstance(values, tuple) or any(isinstance(value, str) for value in values):
+    if not isinstance(values, tuple):
         raise ToolError(f"argument object must be boxes or objects, got {type(values).__name__}")
-    return tuple(value if isinstance(value, VisualObject) else VisualObject(box=value, label=value.label) for value in values)  # type: ignore[arg-type]
+    return tuple(_take_object(value) for value in values)
+
+
+def _take_object(value: Box | VisualObject | str) -> VisualObject:
+    if isinstance(value, str):
+        raise ToolError(f"argument object must be boxes or objects, got the text {value!r}")
+    return value if isinstance(value, VisualObject) else VisualObject(box=value, label=value.label)
 
 
 def measure_certainty(scores: Scores) -> float:
@@ -197,7 +212,7 @@ class SelectTool(_ObjectTool):
             scored = view.score_query(self.read(text))
             scores = scored.scores if kind is None else scored.scores * kind.scores
             fitting = np.flatnonzero(scores >= self.threshold)
-            for index in fitting if len(fitting) else [int(scores.argmax())]:
+            for index in fitting.tolist() if len(fitting) else [int(scores.argmax())]:
                 chosen.setdefault(index, _relabel(objects[index], text, float(scores[index])))
             asked.append(scored)
             best = min(best, float(scores.max()))

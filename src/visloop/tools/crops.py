@@ -30,6 +30,6 @@ def cut_crop(pixels: NDArray[np.uint8], box: Box, mask: Mask | None = None) -> I
         part = pixels[y0:y1, x0:x1]
         if mask is not None:
             inside = ndimage.binary_fill_holes(ndimage.binary_dilation(mask[y0:y1, x0:x1]))
-            part = np.where(inside[:, :, None], part, np.uint8(GROUND))
+            part = np.where(inside[:, :, None], part, np.array(GROUND, np.uint8))
         crop[y0 - top : y1 - top, x0 - left : x1 - left] = part
     return Image.fromarray(crop)

@@ -71,7 +71,8 @@ def align_mask(region: Region) -> Exemplar:
     center_x, center_y = box.center
     frame = (center_x - side / 2, center_y - side / 2, center_x + side / 2, center_y + side / 2)
     canvas = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=_clip_frame(frame, canvas.size)), np.float32) / 255
+    scaled = canvas.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=_clip_frame(frame, canvas.size))
+    return (np.asarray(scaled) / 255).astype(np.float32)
 
 
 def _clip_frame(frame: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -149,7 +150,7 @@ def place_shape(shape: Exemplar, box: Box, *, size: tuple[int, int]) -> NDArray[
     scaled = Image.fromarray(np.uint8(np.clip(shape, 0, 1) * 255)).resize((side, side), Image.Resampling.BILINEAR)
     canvas = Image.new("L", size)
     canvas.paste(scaled, (left, top))
-    return np.asarray(canvas, np.float32) / 255
+    return (np.asarray(canvas) / 255).astype(np.float32)
 
 
 def save_exemplars(exemplars: dict[str, Exemplar], folder: Path) -> None:

@@ -1,6 +1,6 @@
 """From instance records to crops: which region of its picture an instance shows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from visloop.errors import DataError
 from visloop.records.assistant import Instance
 from visloop.tools.crops import cut_crop
 from visloop.tools.naming import Region
-from visloop.tools.proposals import propose_regions
 from visloop.tools.values import Box, overlap_ratio
 
 LEAST_OVERLAP = 0.5
@@ -28,18 +27,21 @@ class InstanceCrop:
     crop: Image.Image
 
 
-def read_instances(instances: Sequence[Instance], *, root: Path) -> list[InstanceCrop]:
+def read_instances(instances: Sequence[Instance], *, root: Path, propose: Callable[[Image.Image], Sequence[Region]]) -> list[InstanceCrop]:
     """Read the pictures (paths are relative to ``root``) and cut the regions, as the tools cut them.
+
+    Args:
+        propose: gives the regions of a picture.
 
     Raises:
         DataError: a picture or mask is missing or unreadable.
     """
-    return [_read_instance(instance, root) for instance in instances]
+    return [_read_instance(instance, root, propose) for instance in instances]
 
 
-def _read_instance(instance: Instance, root: Path) -> InstanceCrop:
+def _read_instance(instance: Instance, root: Path, propose: Callable[[Image.Image], Sequence[Region]]) -> InstanceCrop:
     picture = _read_image(root / instance.image, instance).convert("RGB")
-    proposed = [Region(box, mask) for box, mask in propose_regions(picture)]
+    proposed = propose(picture)
     if instance.box is None:
         width, height = picture.size
         whole = Region(Box(left=0, top=0, right=width, bottom=height))

@@ -74,7 +74,9 @@ class PromptBank:
 
     def encode(self, chosen: Sequence[tuple[str, Weighted]]) -> Tensor:
         """Text features (n, d) of concepts with their weighted prompts; equal combinations are computed once."""
-        keys = [(concept, *((prompt.entry.id, weight) for prompt, weight in weighted)) for concept, weighted in chosen]
+        keys: list[tuple[object, ...]] = [
+            (concept, *((prompt.entry.id, weight) for prompt, weight in weighted)) for concept, weighted in chosen
+        ]
         new = {key: item for key, item in zip(keys, chosen, strict=True) if key not in self._features}
         by_length: dict[int, list[tuple[object, ...]]] = {}
         for key, (_, weighted) in new.items():

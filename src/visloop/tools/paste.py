@@ -131,11 +131,15 @@ class PasteTool:
         started = time.perf_counter()
         train, validation = split_instances(instances)
         positives = [
-            crop for crop in read_instances(train, root=self.engine.root) if crop.instance.positive and crop.region.mask is not None
+            crop
+            for crop in read_instances(train, root=self.engine.root, propose=self.engine.propose)
+            if crop.instance.positive and crop.region.mask is not None
         ]
         given = next((entry.group for entry in instances if entry.positive and entry.group), "")
         kind = find_group(concept, given, self.engine.vocabulary)
-        judge = _DrawingJudge(self.engine, kind, concept, read_instances([*validation, *replay], root=self.engine.root))
+        judge = _DrawingJudge(
+            self.engine, kind, concept, read_instances([*validation, *replay], root=self.engine.root, propose=self.engine.propose)
+        )
         before = judge.measure({}, concept)
         base = judge.measure_words({name.split(".")[1]: value for name, value in self.exemplars.items() if name.startswith(f"{kind}.")})
         kept: list[LearnedPrompt] = []

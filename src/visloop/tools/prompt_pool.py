@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from visloop.records.assistant import PromptEntry
 from visloop.records.shards import read_shard, write_shard
 
 ENTRIES_NAME, TENSORS_NAME = "prompts.jsonl", "prompts.safetensors"
+ANCHORS: Final = "(anchors)"
+"""The concept under which the zero prompts of questions that were right already lie in the pool: as many as there are questions."""
 Floats = NDArray[np.float32]
 
 

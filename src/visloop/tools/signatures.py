@@ -1,6 +1,6 @@
 """The signatures of all tools: what planner, checker and prompts know of them. Backends are in the other modules of this package.
 
-The seventeen tools of CLOVA (its released interpreters and VISPROG's), and those that pictures of several boxes need: FILTER,
+The tools of CLOVA (its released interpreters and VISPROG's), and those that pictures of several boxes need: FILTER,
 TOUCHING, TOP, BOTTOM, ABOVE and ON (NLVR speaks of towers, walls and blocks on blocks). Aliases are published names for one tool.
 """
 

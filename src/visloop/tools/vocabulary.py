@@ -131,14 +131,24 @@ def load_vocabulary(folder: Path | None) -> Vocabulary:
 
 def read_vocabulary(value: Mapping[str, Any]) -> Vocabulary:
     """A vocabulary from its JSON form."""
-    sets = {name: frozenset(value.get(name, ())) for name in ("unsaid", "generic", "ignored", "refused")}
-    maps = {name: dict(value.get(name, {})) for name in ("synonyms", "superlatives", "aliases")}
+
+    def take_set(name: str) -> frozenset[str]:
+        return frozenset(value.get(name, ()))
+
+    def take_map(name: str) -> dict[str, str]:
+        return dict(value.get(name, {}))
+
     return Vocabulary(
         groups={str(group): tuple(words) for group, words in value["groups"].items()},
         template=str(value.get("template", "{}")),
+        unsaid=take_set("unsaid"),
+        generic=take_set("generic"),
+        ignored=take_set("ignored"),
+        refused=take_set("refused"),
+        synonyms=take_map("synonyms"),
+        superlatives=take_map("superlatives"),
         sizes={str(word): (float(least), float(most)) for word, (least, most) in value.get("sizes", {}).items()},
         contrasts=tuple(value.get("contrasts", ())),
+        aliases=take_map("aliases"),
         join_unknown=bool(value.get("join_unknown", False)),
-        **sets,
-        **maps,
     )

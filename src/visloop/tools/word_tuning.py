@@ -26,9 +26,9 @@ OTHER = -1
 """Label of a negative that shows none of the competing words."""
 START_SPREAD = 0.02
 NEGATIVE_WEIGHT = 4.0
-MARGIN, POSITIVE_MARGIN = 1.0, 1.5
+MARGIN, POSITIVE_MARGIN = 0.5, 0.5
 """How many logits a negative, and a positive, has to be on its side of the border: keeps the known words' borders where they are."""
-ALIGNMENT = 2.0
+ALIGNMENT = 0.5
 """Pull of the text vector to the mean of its crops: of the vectors that part the train crops, the most central one generalizes best."""
 VARIANTS, BOX_JITTER = 4, 0.08
 
