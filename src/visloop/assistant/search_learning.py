@@ -31,13 +31,13 @@ class Judgement:
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """How the scorer is fitted: ``penalty`` on squared weights, ``steps`` of Adam from ``rate`` to nothing, ``dropout`` of features,
-    ``models`` whose weights are averaged, ``reference``: tasks on whose pictures candidates are rated."""
+    ``models`` with other seeds whose weights are averaged, ``reference``: tasks on whose pictures candidates are rated."""
 
     penalty: float = 0.3
     steps: int = 200
     rate: float = 0.02
     dropout: float = 0.3
-    models: int = 1
+    models: int = 3
     reference: int = 96
     seed: int = 0
 
