@@ -104,7 +104,8 @@ def draw_curve(curve: Sequence[CurvePoint], path: Path) -> None:
     points: dict[float, list[Row]] = {}
     for size in sorted({point.sentences for point in curve}):
         found = [point.accuracy for point in curve if point.sentences == size]
-        points[size] = [Row("search", "accuracy", sum(found) / len(found), min(found), max(found), len(found))]
+        mean = min(max(sum(found) / len(found), min(found)), max(found))  # a rounded mean may lie outside of equal values
+        points[size] = [Row("search", "accuracy", mean, min(found), max(found), len(found))]
     plot_curve(points, path, place="dev sentences with feedback", title="NLVR: a planner that learns from right and wrong")
 
 
