@@ -140,7 +140,9 @@ def test_words_for_places_are_learned_from_answers() -> None:
         for item in ask(f"some tower shows a {color} block as its {word}", about(color, place), scenes=8)
     ]
     start = start_scorer(PACK, lexicon=own)
-    taught, words = learn_lexicon(start, lessons, settings=LexiconSettings(rounds=1, support=1.0), training=replace(QUICK, reference=4, models=1))
+    taught, words = learn_lexicon(
+        start, lessons, settings=LexiconSettings(rounds=1, support=1.0), training=replace(QUICK, reference=4, models=1)
+    )
     parts = {word.word: {found.part for found in words if found.word == word.word} for word in words}
     assert parts.keys() == {"crown", "foot"}, "words that go with every place mean none"
     assert parts["crown"] == {"top"}
