@@ -258,7 +258,8 @@ def test_reuse_is_exact_over_turns_while_chains_leave(
         requests = follow_up(requests, replies)
         requests = [request for number, request in enumerate(requests) if (number + turn) % 4 and same[number]]
     assert ties <= 1, "a draw may fall between two sums that differ in the last bit, but not twice"
-    assert sum(seen[1:]) < seen[0]  # pictures are seen once, but where a special token was written, which its text does not show
+    # Pictures are seen once, but where a special token was written, which its text does not show: how often is a matter of the draws.
+    assert sum(seen[1:]) <= seen[0]
 
 
 def test_logits_of_a_continued_row_are_those_of_a_full_pass(folder: Path, pictures: list[Path], mount: Mount) -> None:
