@@ -38,7 +38,7 @@ from visloop.tools.prompt_pool import PromptPool
 from visloop.tools.signatures import LEARNABLE
 from visloop.tools.toolbox import Toolbox, open_toolbox
 
-REPLAY_PER_WORD = 4
+REPLAY_PER_WORD = 10
 """Instances of each base word in the replay set of prompt tuning."""
 PICTURES = "pictures"
 _BY_ANNOTATIONS = ("LOC", "SEG", "VQA", "FILTER")

@@ -43,7 +43,7 @@ def list_curve(config: Config, layout: Layout) -> list[System]:
             config,
             layout.cycle(number),
             layout.assistant_evaluation / f"cycle_{number:02d}",
-            ("test", "base"),
+            ("test", "base") if number in (0, cycles) else ("test",),
             played=number,
         )
         for number in range(cycles + 1)

@@ -77,6 +77,8 @@ def record_flow(flow: str, config: Config) -> Recorded:
             f"outputs are not recorded with DVC: the settings are not those of `dvc repro`; "
             f"to version them, put the overrides into {PARAMS_NAME} ({OVERRIDES_KEY}) and run again",
         )
+    if flow not in FLOW_STAGES:
+        return _skip("other_settings", f"{flow} is no stage of dvc.yaml: its outputs are not versioned")
     stages = list(FLOW_STAGES[flow])
     if flow == "dpo_rounds" and config.rounds.only is not None:
         stages = [f"rounds@{config.rounds.only}"]

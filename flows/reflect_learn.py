@@ -5,14 +5,21 @@ from typing import Any
 from prefect import flow
 from rich.table import Table
 
-from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle, play_cycle, start_pools
+from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle, play_cycle, read_tasks, start_pools
+from flows._checks import run_assistant_gate
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
 from flows._records import read_json
 from flows._run import open_flow_run
 from flows._summary import open_console
+from flows._traces import log_traces
 from flows._tracking import TrackedRun
 from visloop.config import Config
+from visloop.records.assistant import Critique, Feedback, Trace
+from visloop.records.shards import read_shard
+
+SHOWN_TRACES = 24
+"""Runs per cycle that are shown in MLflow: each costs about a tenth of a second."""
 
 
 @flow(name="reflect_learn")
@@ -36,19 +43,53 @@ def reflect_learn(values: dict[str, Any]) -> None:
 def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
     """What every cycle reads: tasks, learning data, the pools to start with."""
     run.log_stage(draw_tasks(config, layout))
+    run_assistant_gate("tasks", suite="tasks", records=layout.tasks, config=config, layout=layout, tasks=layout.tasks)
     run.log_stage(draw_collection(config, layout))
     run.log_stage(start_pools(layout))
 
 
 def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
     """Play one cycle and enter it into the history: a child run with its counts, the gate's figures and the hashes of its pools."""
+    folder = layout.cycle(number)
     with run.open_child(f"cycle {number}", step=number) as child:
         child.log_stage(play_cycle(config, layout, number=number))
-        report = read_json(layout.cycle(number) / "report.json")
+        check_cycle(config, layout, number)
+        show_traces(layout, child, number)
+        report = read_json(folder / "report.json")
         gate = {key: value for key, value in report["gate"].items() if isinstance(value, int | float)}
         child.log_round({**report["counts"], **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
         child.set_tags({f"pool.{name}": digest for name, digest in report["pools"].items()})
-        child.log_json(layout.cycle(number) / "report.json")
+        child.log_json(folder / "report.json")
+
+
+def check_cycle(config: Config, layout: Layout, number: int) -> None:
+    """The gates behind a cycle: the next one starts from these records only if they pass."""
+    folder = layout.cycle(number)
+    for suite in ("traces", "critiques", "instances", "demonstrations", "prompts"):
+        apart = suite in ("demonstrations", "prompts")
+        run_assistant_gate(
+            f"cycle_{number:02d}_{suite}",
+            suite=suite,
+            records=folder / suite if apart else folder,
+            files=None if apart else [f"{suite}.jsonl"],
+            config=config,
+            layout=layout,
+            tasks=layout.tasks,
+            traces=folder if suite == "critiques" else None,
+        )
+
+
+def show_traces(layout: Layout, child: TrackedRun, number: int) -> None:
+    """The first runs of a cycle as MLflow traces, with a span per program step and the feedback beside them."""
+    folder = layout.cycle(number)
+    log_traces(
+        read_shard(folder / "traces.jsonl", Trace),
+        {item.trace_id: item for item in read_shard(folder / "feedback.jsonl", Feedback)},
+        tracked=child,
+        critiques=read_shard(folder / "critiques.jsonl", Critique),
+        tasks={task.id: task for task in read_tasks(layout, "stream")},
+        limit=SHOWN_TRACES,
+    )
 
 
 def print_cycles(config: Config, layout: Layout) -> None:

@@ -188,6 +188,7 @@ def own_server(tmp_path: Path) -> Iterator[Place]:
             continue  # it ended meanwhile, or belongs to somebody else
 
 
+@pytest.mark.chaos
 def test_a_run_killed_three_times_ends_like_one_that_was_not(finished: Finished, own_server: Place) -> None:
     """Killed after the first shard of chains, while an agent is trained, and while a DPO round is."""
     data, stopped = own_server.data, []

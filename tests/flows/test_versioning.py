@@ -253,11 +253,14 @@ def test_repro_keeps_what_a_stage_had_finished(project: Path) -> None:
 def test_stages_of_the_project_are_those_of_the_flows() -> None:
     """``dvc.yaml`` resolves, every stage calls its flow, outputs outlive a call, and the rounds are those of the config."""
     listed = read_stages()
-    assert {name.split("@")[0] for name in listed} == set(FLOW_STAGES["pipeline"])
+    assert {name.split("@")[0] for name in listed} == {*FLOW_STAGES["pipeline"], *FLOW_STAGES["clova"]}
     config = compose_config(read_overrides(PROJECT_ROOT))
-    assert sorted(name for name in listed if "@" in name) == [f"rounds@{number}" for number in range(config.rounds.rounds + 1)]
-    for flow, stages in FLOW_STAGES.items():
-        for stage in stages if flow != "pipeline" else ():
+    numbered = [f"rounds@{number}" for number in range(config.rounds.rounds + 1)]
+    numbered += [f"cycles@{number}" for number in range(1, config.assistant.tasks.cycles + 1)]
+    assert sorted(name for name in listed if "@" in name) == sorted(numbered)
+    own = FLOW_STAGES | {"pipeline": (), "clova": ("assistant",)}  # these two record the stages of flows that they call as well
+    for flow, stages in own.items():
+        for stage in stages:
             found = [entry for name, entry in listed.items() if name.split("@")[0] == stage]
             assert found and all(entry["cmd"].startswith(f"python -m flows.{flow}") for entry in found)
     assert all(entry["persist"] for entry in listed.values())

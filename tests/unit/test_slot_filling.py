@@ -227,3 +227,48 @@ def test_filling_a_demonstration_with_its_own_words_gives_it_back() -> None:
         assert parse_program(program) == parse_program(entry.program), entry.instruction
         assert plan == entry.plan
         assert find_problems(program, task=ask(entry.instruction, entry.task_kind), find_signature=find_signature) == ()
+
+
+def repair(instruction: str, kind: TaskKind, *, most: int) -> list[Proposal]:
+    """The first proposal for an instruction and those after it, each with all earlier ones known as wrong."""
+    pool, planner, task = DemonstrationPool(seed_demonstrations()), open_filling(), ask(instruction, kind)
+    [first] = planner.propose([task], pool=pool)
+    found, attempt = [first], fail(first)
+    for _ in range(most):
+        [proposal] = planner.propose([task], pool=pool, attempts=[attempt])
+        found.append(proposal)
+        attempt = replace(attempt, tried=(*attempt.tried, proposal.program))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("instruction", "line"),
+    [
+        ("Swap out the green cross and put a pink heart in its place.", "REPLACE(image=IMAGE,object=OBJ1,prompt='pink heart')"),
+        ("Make the surroundings of the teal heart look out of focus.", "BGBLUR(image=IMAGE,object=OBJ1)"),
+    ],
+)
+def test_repair_tries_other_forms_first(instruction: str, line: str) -> None:
+    found = repair(instruction, "editing", most=4)
+    forms = [tuple(statement.tool for statement in parse_program(proposal.program).statements) for proposal in found]
+    assert len(set(forms[:4])) == 4
+    assert any(line in proposal.program for proposal in found)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "kind", "line"),
+    [
+        (
+            "Blur all but the star, then cover the black object with sad_face.",
+            "editing",
+            "EMOJI(image=IMAGE0,object=OBJ2,emoji='sad_face')",
+        ),
+        ("Tag the diamond and the pink bar.", "tagging", "IMAGE1=TAG(image=IMAGE0,object=OBJ1)"),
+        ("Count the pink arrows and the red crosses together.", "vqa", "EVAL(expr='{ANSWER0} + {ANSWER1}')"),
+        ("Is there both a blue arrow and a striped cross?", "vqa", "'yes' if {ANSWER0} > 0 and {ANSWER1} > 0 else 'no'"),
+    ],
+)
+def test_what_is_asked_of_two_things_is_composed_in_the_first_repair(instruction: str, kind: TaskKind, line: str) -> None:
+    first, *later = repair(instruction, kind, most=1)
+    assert line not in first.program
+    assert line in later[0].program and later[0].author == "slot_filling" and later[0].plan

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 
 from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, Word
 from visloop.assistant.templates import Slot, Template, slot_kind
@@ -33,6 +33,8 @@ _SPLIT_PENALTY = 0.6
 _LOST_PENALTY = 0.5
 """For a number, place or attribute of the instruction that the template does not speak of, and for an attribute that only it speaks of."""
 _STEM = 4
+_LOOSE = 0.3
+"""The most that a filling counts whose other words were not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,3 +220,52 @@ def _gain_of_match(element: str, norm: str, lexicon: Lexicon) -> float:
         return lexicon.weigh(norm)
     stem = min(len(element), len(norm)) > _STEM and element[: _STEM + 1] == norm[: _STEM + 1]
     return 0.7 * min(lexicon.weigh(element), lexicon.weigh(norm)) if stem and element not in FUNCTION_WORDS else 0.0
+
+
+def find_phrases(words: Sequence[Word], *, lexicon: Lexicon, unknown: bool = False) -> list[tuple[int, int]]:
+    """The runs of words (start, stop) that name things, in order: each has a word that is surely a concept, or, only with ``unknown``
+    or after a determiner, words that nobody knows. What follows a known noun belongs to the sentence."""
+    phrases: list[tuple[int, int]] = []
+    place = 0
+    while place < len(words):
+        start = place
+        while place < len(words) and slot_kind(words[place].norm, lexicon=lexicon) == "concept":
+            place += 1
+        if start == place:
+            place += 1
+            continue
+        sure = [index for index in range(start, place) if lexicon.is_sure(words[index].norm)]
+        if sure:
+            noun = words[sure[-1]].norm not in lexicon.modifiers
+            phrases.append((start, sure[-1] + 1 if noun else min(sure[-1] + 2, place)))
+        elif unknown or (start and words[start - 1].norm in DETERMINERS):
+            phrases.append((start, place))
+    return phrases
+
+
+def fit_phrases(template: Template, words: Sequence[Word], *, lexicon: Lexicon) -> list[Alignment]:
+    """Fill a template's slots with the phrases of an instruction in their order, whatever its other words are: for when nothing that fits
+    better was right. Every known concept is used; the score says how many words the two share, and is below that of any good alignment."""
+    wanted = [slot for slot in template.slots if not slot.optional]
+    phrases = find_phrases(words, lexicon=lexicon, unknown=True)
+    sure = {phrase for phrase in phrases if any(lexicon.is_sure(word.norm) for word in words[slice(*phrase)])}
+    pieces: dict[str, list[tuple[int, int]]] = {
+        kind: [(place, place + 1) for place, word in enumerate(words) if slot_kind(word.norm, lexicon=lexicon) == kind]
+        for kind in ("place", "number")
+    }
+    number = sum(slot.kind == "concept" for slot in wanted)
+    if any(slot.kind not in ("concept", "place", "number") for slot in wanted):
+        return []
+    if any(sum(slot.kind == kind for slot in wanted) != len(found) for kind, found in pieces.items()):
+        return []
+    fixed = [norm for element in template.elements for norm in ((element,) if isinstance(element, str) else ())]
+    found = []
+    for chosen in combinations(phrases, number):
+        if not sure <= set(chosen):
+            continue
+        queues = {kind: list(ranges) for kind, ranges in pieces.items()} | {"concept": list(chosen)}
+        fills = tuple((0, 0) if slot.optional else queues[slot.kind].pop(0) for slot in template.slots)
+        taken = {place for start, stop in fills for place in range(start, stop)}
+        shared = _share_words([word.norm for place, word in enumerate(words) if place not in taken], fixed, lexicon)
+        found.append(Alignment(fills, _LOOSE * shared))
+    return sorted(found, key=lambda alignment: -alignment.score)

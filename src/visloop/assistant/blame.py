@@ -27,6 +27,7 @@ from visloop.tools.base import ToolRunner
 
 _LEAST, _MOST = 0.02, 0.98
 _UNREPAIRED = 0.3
+_GUESSED = 0.7
 _MENTIONED = 3.0
 """Factor of the odds of a step whose concept the feedback's text names, where it names not every step's."""
 
@@ -95,8 +96,11 @@ class BlameCritic:
         for step in list_learnable_steps(case.execution.program, find_signature=tools.find_signature):
             if step > len(case.execution.steps) or ("tool", step) in tried or step not in used:
                 continue
-            odds = self._odds(case.execution.steps[step - 1].confidence)
-            weights[step] = odds * _weigh_repairs(step, repairs) * (_MENTIONED if step in mentioned else 1.0)
+            confidence = case.execution.steps[step - 1].confidence
+            # A tool that guesses at a word guesses in every picture: that no single repair helps does not clear it.
+            guessed = confidence is not None and confidence < self._limits.doubt and self._limits.use_confidence
+            repaired = max(_weigh_repairs(step, repairs), _GUESSED if guessed else 0.0)
+            weights[step] = self._odds(confidence) * repaired * (_MENTIONED if step in mentioned else 1.0)
         if not any(culprit in ("plan", "program") for culprit, _ in tried):
             weights[None] = self._odds(case.trace.proposal.confidence)
         total = sum(weights.values())

@@ -4,12 +4,16 @@ Retrieval gives a few demonstrations; each is aligned with the instruction in se
 A wording that no demonstration has gives a poor alignment; one stored demonstration of it (CLOVA 3.4) gives a perfect one.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 
-from visloop.assistant.alignment import align_words
+from visloop.assistant.alignment import align_words, fit_phrases
+from visloop.assistant.composition import asks_yes_no, compose_programs, split_instruction
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.filling import fill_template
+from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import Lexicon, build_lexicon, split_words
 from visloop.assistant.proposals import (
     FailedAttempt,
@@ -28,16 +32,27 @@ from visloop.records.assistant import Demonstration, Proposal, Task
 from visloop.tools.signatures import find_signature
 
 AUTHOR = "slot_filling"
+_GOOD = 0.6
+"""From which score on a single program fits well enough to be tried before composed ones."""
+_FAIR = 0.35
+"""From which score on a composed program is tried before single ones that fit loosely."""
+_COMPOSED = 0.9
+"""What the score of the worse part counts: a composed reading is less sure than each of its parts."""
+_MOST_FORMS = 3
+"""Forms that are tried for each part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to read an instruction. ``score`` 0-1 is how well it fits the demonstration (alignment ratio)."""
+    """One way to read an instruction. ``score`` 0-1 is how well it fits its demonstrations (alignment ratio); ``parts``: of how many
+    demonstrations it is made. ``clear``: its words alone say that two things are counted, whatever the score."""
 
     plan: tuple[str, ...]
     program: str
-    demonstration: str
+    demonstrations: tuple[str, ...]
     score: float
+    parts: int = 1
+    clear: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +77,9 @@ class SlotFillingPlanner:
             self._propose(task, pool=pool, attempt=attempt) for task, attempt in zip(tasks, pair_attempts(tasks, attempts), strict=True)
         ]
 
-    def list_candidates(self, task: Task, *, pool: DemonstrationPool) -> list[Candidate]:
-        """All readings of a task's instruction that can be run and use every known concept, best first; programs differ."""
+    def list_candidates(self, task: Task, *, pool: DemonstrationPool, repair: bool = False) -> list[Candidate]:
+        """All readings of a task's instruction that can be run and use every known concept, best first; programs differ. In ``repair``
+        every form is tried, and also with slots filled loosely."""
         lexicon, encoder, templates = self._prepare(pool)
         words = split_words(task.instruction)
         found: dict[str, Candidate] = {}
@@ -75,26 +91,71 @@ class SlotFillingPlanner:
             if template is None or template.form in forms:
                 continue
             forms.add(template.form)
-            if len(forms) > self.config.candidates:
+            if len(forms) > self.config.candidates and not repair:
                 break
-            for alignment in align_words(template, words, lexicon=lexicon):
+            loose = fit_phrases(template, words, lexicon=lexicon) if repair else []
+            for alignment in (*align_words(template, words, lexicon=lexicon), *loose):
                 try:
                     plan, program = fill_template(template, [words[start:stop] for start, stop in alignment.fills])
                 except ProgramError:
                     continue
-                form = normalize_program(program)
-                if form in found and found[form].score >= alignment.score:
-                    continue
-                if find_unused(task.instruction, program, lexicon=lexicon):
-                    continue
-                if find_problems(program, task=task, find_signature=self.find_signature):
-                    continue
-                found[form] = Candidate(plan=plan, program=program, demonstration=entry.id, score=alignment.score)
+                candidate = Candidate(plan=plan, program=program, demonstrations=(entry.id,), score=alignment.score)
+                self._keep(candidate, found, task, lexicon)
         return sorted(found.values(), key=lambda candidate: -candidate.score)
+
+    def list_composed(self, task: Task, *, pool: DemonstrationPool) -> list[Candidate]:
+        """Readings of a task's instruction as two, each of which a demonstration fits; best first, programs differ. One that takes up an
+        instruction about two things has the same form for both."""
+        lexicon, _, _ = self._prepare(pool)
+        found: dict[str, Candidate] = {}
+        yes_no = asks_yes_no(task.instruction)
+        for split in split_instruction(task.instruction, lexicon=lexicon):
+            if split.kind == "pair" and not split.joined:
+                continue
+            parts = [self.list_candidates(replace(task, instruction=text), pool=pool)[:_MOST_FORMS] for text in (split.first, split.second)]
+            for first, second in product(*parts):
+                if split.kind == "pair" and list_tools(first.program) != list_tools(second.program):
+                    continue
+                score = _COMPOSED * min(first.score, second.score)
+                joined = compose_programs(
+                    (first.plan, first.program),
+                    (second.plan, second.program),
+                    kind=task.kind,
+                    find_signature=self.find_signature,
+                    yes_no=yes_no,
+                )
+                for place, (plan, program) in enumerate(joined):
+                    candidate = Candidate(
+                        plan=plan,
+                        program=program,
+                        demonstrations=tuple(dict.fromkeys((*first.demonstrations, *second.demonstrations))),
+                        score=score * _COMPOSED**place,
+                        parts=2,
+                        clear=yes_no and split.kind == "pair" and list_tools(first.program)[-2:-1] == ("COUNT",),
+                    )
+                    self._keep(candidate, found, task, lexicon)
+        return sorted(found.values(), key=lambda candidate: -candidate.score)
+
+    def _keep(self, candidate: Candidate, found: dict[str, Candidate], task: Task, lexicon: Lexicon) -> None:
+        """Take up a candidate that is better than what is known of its program, uses every known concept and can be run."""
+        form = normalize_program(candidate.program)
+        if form in found and (found[form].clear, found[form].score) >= (candidate.clear, candidate.score):
+            return
+        if find_unused(task.instruction, candidate.program, lexicon=lexicon):
+            return
+        if not find_problems(candidate.program, task=task, find_signature=self.find_signature):
+            found[form] = candidate
 
     def _propose(self, task: Task, *, pool: DemonstrationPool, attempt: FailedAttempt | None) -> Proposal:
         failed = list_failed_programs(task, pool=pool, attempt=attempt)
-        candidates = self.list_candidates(task, pool=pool)
+        candidates = self.list_candidates(task, pool=pool, repair=attempt is not None)
+        if attempt is not None:
+            known = {normalize_program(candidate.program) for candidate in candidates}
+            composed = self.list_composed(task, pool=pool)
+            candidates += [candidate for candidate in composed if normalize_program(candidate.program) not in known]
+        if attempt is not None:
+            tried = Counter(list_tools(program) for program in failed)
+            candidates.sort(key=lambda candidate: (tried[list_tools(candidate.program)], _rank(candidate), -candidate.score))
         best = next((candidate for candidate in candidates if normalize_program(candidate.program) not in failed), None)
         if best is None:
             reason = (
@@ -108,7 +169,7 @@ class SlotFillingPlanner:
             plan=best.plan if self.config.use_plan else (),
             program=best.program,
             author=self.name,
-            demonstrations=(best.demonstration,),
+            demonstrations=best.demonstrations,
             confidence=round(min(1.0, best.score), 4),
         )
 
@@ -131,3 +192,26 @@ class SlotFillingPlanner:
             except ProgramError:
                 templates[entry.id] = None
         return templates[entry.id]
+
+
+def list_tools(program: str) -> tuple[str, ...]:
+    """The tools of a program in order: its form. Nothing for a text that is no program."""
+    try:
+        return tuple(statement.tool for statement in parse_program(program).statements)
+    except ProgramError:
+        return ()
+
+
+def _list_forms(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The best candidate of each form, of the best few forms."""
+    found: dict[tuple[str, ...], Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(list_tools(candidate.program), candidate)
+    return list(found.values())[:_MOST_FORMS]
+
+
+def _rank(candidate: Candidate) -> int:
+    """In repair: single programs that fit well, then composed ones of fitting parts, then all others."""
+    if candidate.parts > 1:
+        return 1 if candidate.clear or candidate.score >= _FAIR else 2
+    return 0 if candidate.score >= _GOOD else 2

@@ -40,7 +40,7 @@ WORDS, LOCATING, LEARNING, KEEPING = (
     "Base words while the novel ones are learned",
 )
 HELD_OUT = "accuracy"
-EXAM_TUNING = PromptTuning(instances=40, validation=20, steps=150, learning_rate=1e-2)
+EXAM_TUNING = PromptTuning(instances=40, validation=20, steps=150, learning_rate=1e-2, init_std=0.02)
 """As conf/tools/embedded.yaml."""
 Propose = Callable[[Image.Image], Sequence[Region]]
 

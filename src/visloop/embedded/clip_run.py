@@ -121,6 +121,8 @@ class ClipRun:
             device="a CPU",
             limits=(
                 "knows objects of 10 to 30 pixels on an even or noisy grey ground, nothing of photographs",
+                "before it is learned a novel word competes with the known words of all groups (`validation before`); "
+                "in no list of candidates is it then, so `test before` is 0",
                 "one seed; the order in which novel concepts are learned was not varied",
                 "`vocabulary.json` says which words compete; a word in no group competes with all words and mostly loses",
                 "code-named extras (`s0x`, `t0x`, `c0x`) are in the tokenizer and in no vocabulary",

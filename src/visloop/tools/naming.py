@@ -140,8 +140,7 @@ class View:
         if sense.group:
             words, probabilities = self.name_group(sense.group)
         else:
-            known = [word for group in self.bank.vocabulary.groups for word in list_words(self.bank, group)]
-            words = tuple(dict.fromkeys([*known, *self.bank.vocabulary.contrasts, *rivals, sense.word]))
+            words = tuple(dict.fromkeys([*list_all_words(self.bank), *rivals, sense.word]))
             probabilities = self._softmax(words)
         return probabilities[:, words.index(sense.word)]
 
@@ -194,6 +193,12 @@ def list_words(bank: PromptBank, group: str) -> tuple[str, ...]:
     own = bank.vocabulary.groups.get(group, ())
     learned = (concept for concept, place in bank.groups.items() if place == group and concept not in own)
     return (*own, *learned)
+
+
+def list_all_words(bank: PromptBank) -> tuple[str, ...]:
+    """The words that one without a group has to beat: those of all groups, the learned ones among them, and the contrasts."""
+    known = (word for group in bank.vocabulary.groups for word in list_words(bank, group))
+    return tuple(dict.fromkeys([*known, *bank.vocabulary.contrasts]))
 
 
 def compare_words(bank: PromptBank, words: Sequence[str], features: Tensor) -> Tensor:

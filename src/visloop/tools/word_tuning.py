@@ -18,13 +18,12 @@ from visloop.records.assistant import Instance
 from visloop.tools.anchors import Anchors
 from visloop.tools.crops import cut_crop
 from visloop.tools.instances import InstanceCrop
-from visloop.tools.naming import PromptBank, compare_words, list_words
+from visloop.tools.naming import PromptBank, compare_words, list_all_words, list_words
 from visloop.tools.prompt_pool import LearnedPrompt
 from visloop.tools.tuning import Accuracies
 
 OTHER = -1
 """Label of a negative that shows none of the competing words."""
-START_SPREAD = 0.02
 NEGATIVE_WEIGHT = 4.0
 MARGIN, POSITIVE_MARGIN = 0.5, 0.5
 """How many logits a negative, and a positive, has to be on its side of the border: keeps the known words' borders where they are."""
@@ -85,7 +84,7 @@ class WordProblem:
         words = self.bank.vocabulary.groups.get(self.group) or self.words[:32] or (self.concept,)
         mean = torch.stack([self.encoder.embed_words(word).mean(0) for word in words]).mean(0).cpu()
         noise = torch.randn(self.config.tokens, len(mean), generator=torch.Generator().manual_seed(seed % 2**63))
-        return mean + START_SPREAD * noise
+        return mean + self.config.init_std * noise
 
     def compute_loss(self, prompt: Tensor, positives: Sequence[int]) -> Tensor:
         """Cross-entropy among rivals and the new word; negatives with a margin."""
@@ -119,18 +118,18 @@ class WordProblem:
         return feature
 
     def measure(self, prompts: Sequence[LearnedPrompt]) -> Accuracies:
-        """Accuracies by the words' own competition; without prompts the new word is the plain, untrained one."""
+        """Accuracies as the tools decide. Without prompts a word that the model does not know has to beat all known words."""
         bank = self.bank if not prompts else self._with_prompts(prompts)
-        novel = self._choose(bank, self.held_out.features) == len(self.words)
+        taught = self.concept in bank.groups
+        rivals = self.words if taught or self.concept in bank.vocabulary.group_of else list_all_words(bank)
+        novel = self._choose(bank, self.held_out.features, (*rivals, self.concept)) == len(rivals)
         # A word that nobody taught is no candidate: what it costs is measured against the tool as it is.
-        base = self._choose(bank, self.base.features, plain=self.concept not in bank.groups) == self.base.labels
+        base = self._choose(bank, self.base.features, (*self.words, self.concept) if taught else self.words) == self.base.labels
         return Accuracies(_share(novel), _share(base) if len(base) else 1.0)
 
-    def _choose(self, bank: PromptBank, features: Tensor, *, plain: bool = False) -> Tensor:
-        """The winning word of each crop, as the tool computes it; the new word has the last index. ``plain``: without the new word."""
-        if not len(features):
-            return torch.zeros(0, dtype=torch.long)
-        return compare_words(bank, self.words if plain else (*self.words, self.concept), features).argmax(1)
+    def _choose(self, bank: PromptBank, features: Tensor, words: Sequence[str]) -> Tensor:
+        """The place of the winning word of each crop, as the tools compute it."""
+        return compare_words(bank, words, features).argmax(1) if len(features) else torch.zeros(0, dtype=torch.long)
 
     def _with_prompts(self, prompts: Sequence[LearnedPrompt]) -> PromptBank:
         bank = self.bank
@@ -142,9 +141,8 @@ class WordProblem:
         if self.group:
             words = list_words(self.bank, self.group)
         else:
-            known = [word for group in vocabulary.groups for word in list_words(self.bank, group)]
             labels = [instance.label for instance in instances if not instance.positive and instance.label]
-            words = tuple(dict.fromkeys([*known, *vocabulary.contrasts, *labels]))
+            words = tuple(dict.fromkeys([*list_all_words(self.bank), *labels]))
         if self.group and len(words) < 2:
             labels = [instance.label for instance in instances if not instance.positive and instance.label]
             words = tuple(dict.fromkeys([*words, *vocabulary.contrasts, *labels]))

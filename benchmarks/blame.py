@@ -1,0 +1,169 @@
+"""How often each critic finds the guilty part of a failed run, on runs of the real, shipped tools.
+
+    python -m benchmarks.blame [--tasks 80] [--seed 0]
+
+Tool faults are the tools' own: gold programs about words that the shipped tools were not trained on, where the result is wrong; every
+step that speaks of such a word is guilty. Program faults are injected into runs that were right (another tool, argument or constant, a
+missing step). ``known`` and ``unseen`` are families with and without seed demonstrations; no critic here is trained, so that the two
+differ by their programs only. ``answers``: the feedback holds the right answer; ``pictures``: editing and tagging, where it does not, so
+that counterfactual re-runs say nothing. Results go to ``benchmarks/results/blame.json``.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from visloop.assistant.blame import BlameCritic
+from visloop.assistant.cases import Case
+from visloop.assistant.faults import inject_fault
+from visloop.assistant.interpreter import Execution, Job, run_programs
+from visloop.assistant.traces import make_trace
+from visloop.config_assistant import ToolsConfig
+from visloop.evaluation.assistant import make_feedback, score_task
+from visloop.records.assistant import Critique, Proposal, TaskKind, TaskTruth, Trace
+from visloop.scenes.pictures import encode_png
+from visloop.scenes.tasks_tagging import FACTS
+from visloop.scenes.workshop import BASE_WORDS
+from visloop.scenes.workshop_tasks import list_families, make_tasks
+from visloop.tools.pictures import prepare_image
+from visloop.tools.toolbox import Toolbox, open_toolbox
+
+RESULTS = Path(__file__).parent / "results" / "blame.json"
+KINDS: tuple[TaskKind, ...] = ("vqa", "multi_image", "editing", "tagging")
+ANSWERS = ("yes", "no", *(word for words in BASE_WORDS.values() for word in words))
+
+
+@dataclass(frozen=True)
+class Guilt:
+    """A failed run, who is to blame, and (for tools) the steps that are guilty, from 1."""
+
+    case: Case
+    culprit: str
+    steps: frozenset[int]
+    group: str
+
+
+def run_gold(
+    kind: TaskKind, *, count: int, seed: int, novel: bool, tools: Toolbox, folder: Path
+) -> list[tuple[Execution, TaskTruth, Trace]]:
+    """Gold programs of drawn tasks, run with the shipped tools."""
+    tasks, truths = make_tasks(
+        folder, seed=seed, kind=kind, count=count, split="validation", novel_share=float(novel), new_wording_share=0.0
+    )
+    jobs = [
+        Job(
+            task,
+            Proposal(task_id=task.id, plan=truth.plan, program=truth.program, author="gold"),
+            {name: prepare_image(folder / image, max_side=640) for name, image in zip(task.inputs, task.images, strict=True)},
+        )
+        for task, truth in zip(tasks, truths, strict=True)
+    ]
+    runs = []
+    for execution, truth in zip(run_programs(jobs, tools=tools), truths, strict=True):
+        trace = make_trace(execution, describe_image=lambda picture: "a picture", save_image=partial(_save, folder=folder))
+        runs.append((execution, truth, trace))
+    return runs
+
+
+def _save(picture: Image.Image, *, folder: Path) -> str:
+    data, digest = encode_png(picture.convert("RGB"))
+    (folder / f"{digest}.png").write_bytes(data)
+    return f"{digest}.png"
+
+
+def make_cases(*, count: int, seed: int, tools: Toolbox, folder: Path) -> list[Guilt]:
+    """Failed runs with known guilt."""
+    words = tuple(word for group in ("shape", "color", "pattern") for word in BASE_WORDS[group])  # type: ignore[index]
+    cases: list[Guilt] = []
+    for kind in KINDS:
+        known = set(list_families(kind, held_out=False))
+        for novel in (True, False):
+            for execution, truth, trace in run_gold(kind, count=count, seed=seed, novel=novel, tools=tools, folder=folder):
+                task = execution.job.task
+                group = f"{'known' if task.family in known else 'unseen'} {'answers' if truth.answer is not None else 'pictures'}"
+                score = score_task(trace, truth, task=task, data=folder)
+                if novel and not score.correct:
+                    case = Case(execution=execution, trace=trace, feedback=make_feedback(trace, truth, score=score))
+                    cases.append(Guilt(case, "tool", find_guilty(trace, task.concepts), group))
+                elif not novel and score.correct:
+                    faulty = inject_fault(execution, culprit="program", tools=tools, words=words, answers=ANSWERS, seed=seed)
+                    if faulty is not None:
+                        cases.append(Guilt(faulty.case, "program", frozenset(), group))
+    return cases
+
+
+def find_guilty(trace: Trace, concepts: Sequence[str]) -> frozenset[int]:
+    """Steps whose line, or whose list of names, speaks of an unknown word; all that follow a list of names for tagging."""
+    unknown = set(concepts) - set(ANSWERS)
+    return frozenset(
+        step.step for step in trace.steps if any(word in " ".join((step.line, *step.arguments.values())).lower() for word in unknown)
+    )
+
+
+def list_critics(tools: Toolbox) -> dict[str, Callable[[Sequence[Case]], Sequence[Critique]]]:
+    """The critics that need no LLM."""
+    critic = BlameCritic()
+    return {
+        "global": lambda cases: critic.criticize(cases, grain="global", tools=tools, seed=0),
+        "local": lambda cases: critic.criticize(cases, grain="local", tools=tools, seed=0),
+        "evidence": lambda cases: critic.blame_evidence(cases, tools=tools),
+    }
+
+
+def score_critic(name: str, blame: Callable[[Sequence[Case]], Sequence[Critique]], cases: Sequence[Guilt]) -> list[dict[str, object]]:
+    """A row per group: ``kind`` of all cases; ``tool`` and ``step`` of the tool faults: the guilty tool, the guilty step named."""
+    critiques = blame([entry.case for entry in cases])
+    rows: list[dict[str, object]] = []
+    for group in ("all", *sorted({entry.group for entry in cases})):
+        mine = [(entry, critique) for entry, critique in zip(cases, critiques, strict=True) if group in ("all", entry.group)]
+        faults = [(entry, critique) for entry, critique in mine if entry.culprit == "tool"]
+        kinds = [("program" if critique.culprit == "plan" else critique.culprit) == entry.culprit for entry, critique in mine]
+        steps = [critique.culprit == "tool" and critique.step in entry.steps for entry, critique in faults]
+        named = [
+            critique.culprit == "tool" and critique.tool in {step.tool for step in entry.case.trace.steps if step.step in entry.steps}
+            for entry, critique in faults
+        ]
+        row: dict[str, object] = {"critic": name, "group": group, "cases": len(mine), "tool_faults": len(faults), "kind": mean(kinds)}
+        rows.append(row | {"tool": mean(named), "step": mean(steps)})
+    return rows
+
+
+def mean(values: Sequence[bool]) -> float | None:
+    """Share of true values."""
+    return round(sum(values) / len(values), 3) if values else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=80, help="drawn tasks per kind, twice")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tools = open_toolbox(ToolsConfig(facts=FACTS.as_posix()))
+    with tempfile.TemporaryDirectory() as temporary:
+        cases = make_cases(count=options.tasks, seed=options.seed, tools=tools, folder=Path(temporary))
+        rows = [row for name, blame in list_critics(tools).items() for row in score_critic(name, blame, cases)]
+    result = {
+        "benchmark": "blame",
+        "tasks_per_kind": options.tasks,
+        "seed": options.seed,
+        "machine": f"{platform.machine()} {platform.system()}, Python {platform.python_version()}",
+        "rows": rows,
+        "aims": {"tool, known": ">= 0.90", "tool, unseen": ">= 0.80"},
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
