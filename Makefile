@@ -68,7 +68,7 @@ demo-clova: $(INSTALLED) ## the assistant's loop alone: instructions with feedba
 
 .PHONY: test
 test: lint ## everything that CI asks: lint, then all tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## the pipeline killed with -9 and started again, until it ends like one that was not (minutes)
