@@ -68,11 +68,15 @@ demo-clova: $(INSTALLED) ## the assistant's loop alone: instructions with feedba
 
 .PHONY: test
 test: lint ## everything that CI asks: lint, then all tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## the pipeline killed with -9 and started again, until it ends like one that was not (minutes)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m chaos $(ARGS)
+
+.PHONY: test-random
+test-random: $(INSTALLED) ## the property tests with new random examples
+	@HYPOTHESIS_PROFILE=random OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -n 2 --dist loadfile tests/unit tests/prompts $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(INSTALLED) ## tests without those marked slow
