@@ -104,6 +104,31 @@ def record_outs(stages: Sequence[str], *, root: Path) -> Recorded:
     return Recorded(state="recorded", stages=tuple(stages), seconds=seconds, message=message)
 
 
+def add_folders(folders: Sequence[Path], *, data: Path) -> Recorded:
+    """Version folders that no stage of ``dvc.yaml`` makes, each by a pointer ``<folder>.dvc`` beside it, which belongs into git.
+
+    For what comes from people: it cannot be made again, so it is versioned whatever the settings are. Folders whose bytes are recorded
+    already cost about as much as starting DVC.
+
+    Args:
+        data: the data folder; where it lies in no DVC project, nothing is done.
+
+    Raises:
+        DataError: a folder is missing, or DVC cannot record it.
+    """
+    started = time.perf_counter()
+    root = find_project(data)
+    if root is None:
+        return _skip("no_project", f"{data} belongs to no DVC project: {', '.join(map(str, folders))} are not versioned")
+    set_scm(root)
+    names = [folder.resolve().relative_to(root).as_posix() for folder in folders]
+    run_dvc("add", *names, root=root)
+    seconds = round(time.perf_counter() - started, 2)
+    message = f"recorded with DVC: {', '.join(f'{name}.dvc' for name in names)} ({seconds:.1f} s)"
+    _log.info(message)
+    return Recorded(state="recorded", stages=tuple(names), seconds=seconds, message=message)
+
+
 def push_outs(*, root: Path, remote: str | None = None) -> None:
     """Copy recorded outputs to the default remote (a folder beside the project's data) or to ``remote``.
 
