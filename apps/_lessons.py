@@ -98,8 +98,8 @@ def list_question_lessons(layout: Layout, *, mlruns: Path) -> list[LessonRow]:
             if entry.accepted or text not in counts:
                 rows.append(_describe(layout, entry, text, "confirmed", f"round {number}: noted; only refused answers become prompts"))
                 continue
-            note = f"round {number}: among the prompts; {counts[text]} preference pair(s) came of it" if pairs else f"round {number}: waits"
-            rows.append(_describe(layout, entry, text, "prompt", note))
+            came = f"{counts[text]} preference pair(s) came of it" if pairs_file.is_file() else "its chains are not paired yet"
+            rows.append(_describe(layout, entry, text, "prompt", f"round {number}: among the prompts; {came}"))
         rows += [_describe_refusal(layout, item) for item in read_shard(folder / "refused.jsonl", Refusal)]
     for entry in read_new_feedback(AGENTS_EXPERIMENT, mlruns=mlruns, consumed=list_consumed(folders)):
         rows.append(_describe(layout, entry, _find_question(layout, entry), "waiting", "the next round of `python -m flows.dpo_rounds`"))

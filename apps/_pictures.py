@@ -18,7 +18,7 @@ MAX_UPLOAD_BYTES = 10_000_000
 MAX_PICTURES = 3
 MAX_SIDE, MIN_SIDE = 1024, 4
 """Pixels: a longer side is scaled down to the first, a shorter one than the second is refused."""
-_SHOWN_SIDE = 384
+_SHOWN_SIDE = 224
 _COLORS = ("#d6336c", "#1971c2", "#2f9e44", "#e8590c", "#7048e8", "#0c8599")
 
 

@@ -33,7 +33,7 @@ MAX_BODY_BYTES = MAX_PICTURES * MAX_UPLOAD_BYTES + 1_000_000
 _MEGABYTES = MAX_UPLOAD_BYTES // 1_000_000
 _HERE = Path(__file__).parent
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; form-action 'self'; base-uri 'none'; "
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -157,12 +157,14 @@ class Page:
         """Keep what a person says of a run."""
         run = typed.get("run", "")
         try:
+            found = tab.desk.load(run)
+            if found is None:
+                return HTMLResponse(self.show(tab, run=run, typed=typed), 404)
             if typed.get("verdict") not in ("right", "wrong"):
                 raise ConfigError("choose whether the result is right or wrong")
             new = say_word(
+                found,
                 mlruns=self.mlruns,
-                experiment=tab.experiment,
-                run_id=run,
                 accepted=typed["verdict"] == "right",
                 answer=typed.get("answer", ""),
                 comment=typed.get("comment", ""),

@@ -18,7 +18,7 @@ from PIL import Image
 from flows._layout import Layout
 from flows._stage import run_stage
 from flows._traces import read_new_feedback
-from flows._words import AGENTS_EXPERIMENT, MAX_ANSWER, HeldOut, PageQuestion, Refusal, Word, load_run, read_words
+from flows._words import AGENTS_EXPERIMENT, HeldOut, PageQuestion, Refusal, Word, find_contradiction, load_run, read_words
 from visloop.config import Config, Scorer
 from visloop.datasets.images import store_picture
 from visloop.errors import ConfigError, DataError
@@ -207,15 +207,13 @@ def _read_questions(config: Config, layout: Layout, *, consumed: frozenset[str])
     refused: list[Refusal] = []
     for entry in read_new_feedback(AGENTS_EXPERIMENT, mlruns=Path(config.paths.mlruns), consumed=consumed):
         question: PageQuestion | None = load_run(layout, PageQuestion, entry.trace_id)
-        reason = None if question is None else held_out.find_question(question)
-        if question is None:
-            reason = "its run is not stored in this data folder"
-        elif len(entry.answer or "") > MAX_ANSWER:
-            reason = f"its answer has over {MAX_ANSWER} characters"
-        elif not entry.accepted and not entry.answer:
-            reason = "the right answer is not given: chains cannot be told apart"
-        if question is None or reason is not None:
-            refused.append(Refusal(feedback=entry, reason=reason or ""))
+        reason = "its run is not stored in this data folder"
+        if question is not None:
+            reason = held_out.find_question(question) or find_contradiction(entry, result=question.result) or ""
+            if not reason and not entry.accepted and not entry.answer:
+                reason = "the right answer is not given: chains cannot be told apart"
+        if question is None or reason:
+            refused.append(Refusal(feedback=entry, reason=reason))
             continue
         entries.append(entry)
         if not entry.accepted and entry.answer:

@@ -14,6 +14,8 @@ from flows._layout import Layout
 from flows._records import SPLITS, read_json, read_split, write_json
 from flows._traces import ANSWER, TRACE_TAG, VERDICT, read_new_feedback, read_people
 from visloop.errors import ConfigError, DataError
+from visloop.evaluation.assistant import score_answer
+from visloop.evaluation.people import TEXT_KINDS
 from visloop.records.assistant import Feedback, Task, Trace
 from visloop.records.reasoning import AgentAnswer, ReasoningPath, Sample
 from visloop.records.shards import read_shard
@@ -50,6 +52,11 @@ class PageRun:
         """What was asked, with its pictures."""
         return self.task
 
+    @property
+    def result(self) -> str | None:
+        """The answer in words; None for a picture, and for a run that did not finish."""
+        return self.trace.result if self.task.kind in TEXT_KINDS else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class PageQuestion:
@@ -72,6 +79,11 @@ class PageQuestion:
     def asked(self) -> Sample:
         """What was asked, with its picture."""
         return self.sample
+
+    @property
+    def result(self) -> str | None:
+        """The answer; None where none could be read."""
+        return self.answer.answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +159,8 @@ def read_words(layout: Layout, *, mlruns: Path, consumed: Collection[str]) -> tu
         for entry in read_new_feedback(experiment, mlruns=mlruns, consumed=consumed):
             run = finder.find(entry.trace_id)
             reason = "its run is not stored in this data folder" if run is None else held_out.find_task(run)
-            if len(entry.answer or "") > MAX_ANSWER:
-                reason = f"its answer has over {MAX_ANSWER} characters"
+            if run is not None and reason is None:
+                reason = find_contradiction(entry, result=run.result)
             if run is None or reason is not None:
                 refused.append(Refusal(feedback=entry, reason=reason or ""))
                 continue
@@ -164,11 +176,13 @@ class HeldOut:
 
     def __init__(self, layout: Layout) -> None:
         tasks = [task for shard in sorted(layout.tasks.glob("*.jsonl")) if shard.name != _TRUTHS for task in read_shard(shard, Task)]
-        known = [name for name in SPLITS if name != "train" and (layout.raw / f"{name}.jsonl").is_file()]
-        samples = [sample for name in known for sample in read_split(layout, name)]
+        samples = [sample for name in SPLITS if (layout.raw / f"{name}.jsonl").is_file() for sample in read_split(layout, name)]
         apart = [task for task in tasks if task.split != "train"]
-        self._sets = {frozenset(sample.image_hashes) for sample in samples}
-        self._pictures = {digest for task in apart for digest in task.image_hashes}
+        self._sets = {frozenset(sample.image_hashes) for sample in samples if sample.split != "train"}
+        shared = {digest for sample in samples if sample.split == "train" for digest in sample.image_hashes}
+        # A box of a statement's picture may occur in training too; what occurs in the evaluation only is refused alone as well.
+        self._pictures = {digest for digests in self._sets for digest in digests} - shared
+        self._pictures |= {digest for task in apart for digest in task.image_hashes}
         taught = {fold_text(task.instruction) for task in tasks if task.split == "train"}
         self._instructions = {fold_text(task.instruction) for task in apart} - taught
 
@@ -189,14 +203,30 @@ class HeldOut:
         return None
 
     def _has_picture(self, digests: Sequence[str]) -> bool:
-        return any(digest in self._pictures or frozenset({digest}) in self._sets for digest in digests) or frozenset(digests) in self._sets
+        alone = any(digest in self._pictures or frozenset({digest}) in self._sets for digest in digests)
+        return alone or any(digests_of <= set(digests) for digests_of in self._sets)
+
+
+def find_contradiction(entry: Feedback, *, result: str | None) -> str | None:
+    """Why a word cannot be meant as it stands; None where it can. ``result`` is the answer that it is about; None for a picture."""
+    answer = entry.answer or ""
+    if len(answer) > MAX_ANSWER:
+        return f"the right answer may have {MAX_ANSWER} characters; this one has {len(answer)}"
+    if not answer or result is None:
+        return None
+    if score_answer(result, answer) == entry.accepted:
+        return None
+    if entry.accepted:
+        return f"the result {result!r} is called right, and {answer!r} the right answer; choose wrong, or leave the answer empty"
+    return (
+        f"the result is called wrong, and {answer!r} is what it says; choose right, or give the answer that it should be"
+    )
 
 
 def say_word(
+    run: PageRun | PageQuestion,
     *,
     mlruns: Path,
-    experiment: str,
-    run_id: str,
     accepted: bool,
     answer: str = "",
     comment: str = "",
@@ -205,12 +235,11 @@ def say_word(
     """Write down what a person says of a run, as assessments on its MLflow trace; False where their last word was the same.
 
     Args:
-        run_id: the id of our own trace, as in the tag ``visloop.trace_id``.
         answer: the right answer; empty where the person gives none.
 
     Raises:
-        ConfigError: a text is too long, or the name of the person is none.
-        DataError: MLflow has no such trace.
+        ConfigError: a text is too long, the name of the person is none, or the answer contradicts the verdict.
+        DataError: MLflow has no trace of the run.
     """
     import mlflow
     from mlflow.entities import AssessmentSource
@@ -221,12 +250,16 @@ def say_word(
         raise ConfigError(f"the right answer may have {MAX_ANSWER} characters, a comment {MAX_COMMENT}; shorten it")
     if not re.fullmatch(r"[\w .@-]{1,60}", person):
         raise ConfigError(f"name {person[:60]!r}: use up to 60 letters, digits, spaces and . @ - _")
+    meant = Feedback(id="", task_id="", trace_id=run.key, accepted=accepted, answer=answer or None, text=comment, source="person")
+    contradiction = find_contradiction(meant, result=run.result)
+    if contradiction is not None:
+        raise ConfigError(contradiction)
     client = connect(mlruns)
-    found = client.get_experiment_by_name(experiment)
-    query = f"tag.`{TRACE_TAG}` = '{run_id}'"
-    known = [] if found is None or not re.fullmatch(r"\w+", run_id) else client.search_traces([found.experiment_id], filter_string=query)
+    found = client.get_experiment_by_name(PAGE_EXPERIMENT if isinstance(run, PageRun) else AGENTS_EXPERIMENT)
+    query = f"tag.`{TRACE_TAG}` = '{run.key}'"
+    known = [] if found is None else client.search_traces(locations=[found.experiment_id], filter_string=query, include_spans=False)
     if not known:
-        raise DataError(f"MLflow has no trace of run {run_id[:40]!r} in {mlruns}; ask again, then say what was wrong")
+        raise DataError(f"MLflow has no trace of run {run.key} in {mlruns}; ask again, then say what was wrong")
     info = known[0].info
     before = {name: entry for name, _, entry in read_people(info, client)}
     last = before.get(person)
