@@ -218,9 +218,7 @@ def find_contradiction(entry: Feedback, *, result: str | None) -> str | None:
         return None
     if entry.accepted:
         return f"the result {result!r} is called right, and {answer!r} the right answer; choose wrong, or leave the answer empty"
-    return (
-        f"the result is called wrong, and {answer!r} is what it says; choose right, or give the answer that it should be"
-    )
+    return f"the result is called wrong, and {answer!r} is what it says; choose right, or give the answer that it should be"
 
 
 def say_word(
