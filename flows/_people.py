@@ -23,7 +23,7 @@ from visloop.config import Config, Scorer
 from visloop.datasets.images import store_picture
 from visloop.errors import ConfigError, DataError
 from visloop.evaluation.assistant import type_answer
-from visloop.evaluation.people import complete_word
+from visloop.evaluation.people import complete_word, imply_answer
 from visloop.ids import make_id
 from visloop.records.assistant import Feedback, Task, Trace
 from visloop.records.manifest import MANIFEST_NAME
@@ -205,10 +205,11 @@ def _read_questions(config: Config, layout: Layout, *, consumed: frozenset[str])
     samples: dict[str, Sample] = {}
     entries: list[Feedback] = []
     refused: list[Refusal] = []
-    for entry in read_new_feedback(AGENTS_EXPERIMENT, mlruns=Path(config.paths.mlruns), consumed=consumed):
-        question: PageQuestion | None = load_run(layout, PageQuestion, entry.trace_id)
+    for said in read_new_feedback(AGENTS_EXPERIMENT, mlruns=Path(config.paths.mlruns), consumed=consumed):
+        entry, question = said, cast(PageQuestion | None, load_run(layout, PageQuestion, said.trace_id))
         reason = "its run is not stored in this data folder"
         if question is not None:
+            entry = imply_answer(entry, result=question.result)
             reason = held_out.find_question(question) or find_contradiction(entry, result=question.result) or ""
             if not reason and not entry.accepted and not entry.answer:
                 reason = "the right answer is not given: chains cannot be told apart"

@@ -20,19 +20,28 @@ TEXT_KINDS = ("vqa", "multi_image")
 """Tasks whose result is an answer in words."""
 
 
-def complete_word(word: Feedback, *, task: Task, seen: Trace) -> Feedback:
+def imply_answer(word: Feedback, *, result: str | None) -> Feedback:
     """A person's word with the right answer that it implies: an accepted answer is the right one, and of yes and no the refused one is
     wrong. Elsewhere the word stays as it is.
 
     Args:
-        seen: the run that the person judged.
+        result: the answer in words that the person judged; None where there was none.
     """
-    if word.answer is not None or task.kind not in TEXT_KINDS or seen.result is None:
+    if word.answer is not None or result is None:
         return word
     if word.accepted:
-        return replace(word, answer=seen.result)
-    said = read_boolean(seen.result)
+        return replace(word, answer=result)
+    said = read_boolean(result)
     return word if said is None else replace(word, answer="no" if said else "yes")
+
+
+def complete_word(word: Feedback, *, task: Task, seen: Trace) -> Feedback:
+    """``imply_answer`` for a run of the assistant; a picture implies none.
+
+    Args:
+        seen: the run that the person judged.
+    """
+    return imply_answer(word, result=seen.result) if task.kind in TEXT_KINDS else word
 
 
 def judge_by_word(execution: Execution, trace: Trace, *, word: Feedback, seen: Trace) -> Feedback:
