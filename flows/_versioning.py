@@ -44,6 +44,7 @@ FLOW_STAGES: dict[str, tuple[str, ...]] = {
 
 PARAMS_NAME, OVERRIDES_KEY = "params.yaml", "overrides"
 _LOCK_SIGNS = ("Unable to acquire lock", "is busy, it is being blocked by")
+_OVERLAP_SIGN = "overlaps with an output of stage"
 _LOCKED_SECONDS = 120.0
 _log = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ def record_outs(stages: Sequence[str], *, root: Path) -> Recorded:
 def add_folders(folders: Sequence[Path], *, data: Path) -> Recorded:
     """Version folders that no stage of ``dvc.yaml`` makes, each by a pointer ``<folder>.dvc`` beside it, which belongs into git.
 
-    For what comes from people: it cannot be made again, so it is versioned whatever the settings are. Folders whose bytes are recorded
-    already cost about as much as starting DVC.
+    For what comes from people: it cannot be made again, so it is versioned whatever the settings are. A folder that a stage of ``dvc.yaml``
+    has as its output (a short stream's cycle 4) is left to that stage. Bytes that are recorded already cost as much as starting DVC.
 
     Args:
         data: the data folder; where it lies in no DVC project, nothing is done.
@@ -121,8 +122,15 @@ def add_folders(folders: Sequence[Path], *, data: Path) -> Recorded:
     if root is None:
         return _skip("no_project", f"{data} belongs to no DVC project: {', '.join(map(str, folders))} are not versioned")
     set_scm(root)
-    names = [folder.resolve().relative_to(root).as_posix() for folder in folders]
-    run_dvc("add", *names, root=root)
+    names = []
+    for name in (folder.resolve().relative_to(root).as_posix() for folder in folders):
+        try:
+            run_dvc("add", name, root=root)
+            names.append(name)
+        except DataError as error:
+            if _OVERLAP_SIGN not in str(error):
+                raise
+            _log.warning("%s is an output of a stage of dvc.yaml and left to `dvc commit`", name)
     seconds = round(time.perf_counter() - started, 2)
     message = f"recorded with DVC: {', '.join(f'{name}.dvc' for name in names)} ({seconds:.1f} s)"
     _log.info(message)

@@ -39,13 +39,21 @@ def reflect_learn(values: dict[str, Any]) -> None:
         if number is None:
             number = freeze_words(config, layout)
         if number is None:
+            version_people(layout)  # what a run that was killed at its end left
             played = config.assistant.tasks.cycles
             open_console().print(f"all {played} cycles of the stream have been played, and nobody said anything new")
             return
         teach(config, layout, run, number)
         print_cycles(config, layout)
-        if find_frozen(config, layout, number) is not None:
-            add_folders([layout.feedback(number), layout.cycle(number)], data=layout.root)
+        version_people(layout)
+
+
+def version_people(layout: Layout) -> None:
+    """Record with DVC what people said and the cycles that learned from it, as far as that has not been done."""
+    folders = [folder for number in list_frozen(layout) for folder in (layout.feedback(number), layout.cycle(number))]
+    missing = [folder for folder in folders if folder.is_dir() and not folder.with_name(f"{folder.name}.dvc").is_file()]
+    if missing:
+        add_folders(missing, data=layout.root)
 
 
 def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:

@@ -307,4 +307,6 @@ def test_what_people_said_is_versioned_by_pointers_that_git_sees(project: Path, 
     shutil.rmtree(folder)
     run_dvc("checkout", "data/feedback/cycles/05.dvc", root=project)
     assert (folder / "feedback.jsonl").read_text() == "{}\n"
+    run_by_hand(project, "rounds/1")
+    assert add_folders([project / "data" / "rounds" / "1"], data=project / "data").stages == ()  # a stage's output is left to its stage
     assert add_folders([folder], data=tmp_path / "elsewhere").state == "no_project"
