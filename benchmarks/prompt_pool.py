@@ -77,7 +77,12 @@ def measure_learning(concept: str) -> dict[str, float]:
         started, computed = time.perf_counter(), time.process_time()
         told = exam.engine.tune_word(concept, pool=PromptPool(), instances=instances, replay=replay, group="shape", seed=0, cycle=1)
         seconds, computed = time.perf_counter() - started, time.process_time() - computed
-    return {"seconds": seconds, "CPU seconds": computed, "validation_before": told.validation_before, "validation_after": told.validation_after}
+    return {
+        "seconds": seconds,
+        "CPU seconds": computed,
+        "validation_before": told.validation_before,
+        "validation_after": told.validation_after,
+    }
 
 
 def main() -> None:
