@@ -104,6 +104,15 @@ class PathsConfig:
 
 
 @dataclass
+class TrackingConfig:
+    """Where MLflow keeps the history. ``uri``: a database or a tracking server; empty: SQLite in ``paths.mlruns``. ``artifacts``: root of
+    the artifacts, a folder or ``s3://bucket/folder``; empty: beside the database, or where the server keeps them. Never a password."""
+
+    uri: str = ""
+    artifacts: str = ""
+
+
+@dataclass
 class DataConfig:
     """The questions. ``name`` picks the reader; counts are questions per split; empty ``families`` means all."""
 
@@ -293,6 +302,7 @@ class Config:
     prompts: str = "compact"
     base: ChatConfig = field(default_factory=ChatConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
