@@ -65,9 +65,9 @@ def bind_place(config: Config) -> TrackingPlace:
         known = find_place(folder)
         if known != wanted:
             raise ConfigError(
-                f"the history of {folder} is kept in {known.uri} with artifacts in {known.artifacts or 'the place of the server'}, the settings "
-                f"say {wanted.uri} with {wanted.artifacts or 'the place of the server'}: set tracking.uri and tracking.artifacts to the former "
-                f"(for good: in conf/config.yaml), or choose another paths.mlruns; {PLACE_NAME} in that folder holds the two values"
+                f"the history of {folder} is kept in {_describe(known)}, the settings say {_describe(wanted)}: set tracking.uri and "
+                f"tracking.artifacts to the former (for good: in conf/config.yaml), or choose another paths.mlruns; {PLACE_NAME} in that "
+                "folder holds the two values"
             )
     elif wanted != _default_place(folder):
         _check_reachable(wanted)
@@ -80,6 +80,10 @@ def bind_place(config: Config) -> TrackingPlace:
 
 def _default_place(folder: Path) -> TrackingPlace:
     return TrackingPlace(uri=f"sqlite:///{(folder / DATABASE_NAME).as_posix()}", artifacts=(folder / "artifacts").as_uri())
+
+
+def _describe(place: TrackingPlace) -> str:
+    return f"{place.uri} with artifacts in {place.artifacts or 'the place of the server'}"
 
 
 def _read_config(config: Config, folder: Path) -> TrackingPlace:
