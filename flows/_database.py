@@ -14,8 +14,8 @@ from filelock import FileLock
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from flows._provenance import MAX_TAG
-from flows._tracking_place import find_place
-from visloop.errors import ConfigError
+from flows._tracking_place import DATABASE_NAME, find_place
+from visloop.errors import ConfigError, DataError
 
 Origin = Literal["new", "resumed", "finished"]
 """``new``; ``resumed``: an unfinished run with the same key is continued; ``finished``: it had already been done."""
@@ -66,6 +66,9 @@ def connect(mlruns: Path) -> PatientClient:
     """The client of the tracking database and model registry of ``mlruns`` (see ``find_place``); both are made on first use.
 
     Sets MLflow's process-wide tracking address as well: its registry opens clients of its own.
+
+    Raises:
+        DataError: the folder cannot be written, or its ``tracking.json`` not be read.
     """
     folder = mlruns.resolve()
     address = find_place(folder).uri
@@ -83,12 +86,27 @@ def _open_client(folder: Path, address: str) -> PatientClient:
 
     for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
         logging.getLogger(name).setLevel(logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_writable(folder)
     mlflow.set_tracking_uri(address)
     with FileLock(folder / ".initialise.lock"):  # two processes that migrate an empty database at once break it
         client = PatientClient(mlflow.MlflowClient(tracking_uri=address, registry_uri=address))
         client.search_experiments(max_results=1)
     return client
+
+
+def _check_writable(folder: Path) -> None:
+    """MLflow itself would try for the better part of an hour to open a database that it may not write.
+
+    Raises:
+        DataError: the folder or the database in it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".initialise.lock").open("a").close()
+        if (folder / DATABASE_NAME).exists():
+            (folder / DATABASE_NAME).open("r+b").close()
+    except OSError as error:
+        raise DataError(f"cannot write {error.filename}: {error.strerror}; fix the permissions, or choose another paths.mlruns") from error
 
 
 def get_experiment(client: PatientClient, name: str, *, mlruns: Path) -> str:

@@ -114,7 +114,8 @@ class TrackingConfig:
 
 @dataclass
 class DataConfig:
-    """The questions. ``name`` picks the reader; counts are questions per split; empty ``families`` means all."""
+    """The questions. ``name`` picks the reader, ``plugin`` is the module of one that visloop does not have; counts are questions per split;
+    empty ``families`` means all."""
 
     name: str = "scenes"
     train: int = 4400
@@ -124,6 +125,7 @@ class DataConfig:
     families: list[str] = field(default_factory=list)
     root: str = ""
     wording: str = "all"
+    plugin: str = ""
 
 
 @dataclass
