@@ -11,6 +11,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 UI_PORT ?= 5000
+UI_STORE ?= sqlite:///mlruns/mlflow.db
 PAGE_PORT ?= 7860
 ARGS ?=
 
@@ -21,7 +22,7 @@ TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/vis
 	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
 	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py \
-	flows/_people.py flows/_words.py flows/_answer_traces.py apps
+	flows/_people.py flows/_words.py flows/_answer_traces.py flows/_tracking_place.py flows/backups apps
 
 # No telemetry, from this Makefile's children either.
 export DO_NOT_TRACK := 1
@@ -108,7 +109,16 @@ bench: $(INSTALLED) ## speed and memory against named baselines; results in benc
 
 .PHONY: ui
 ui: $(INSTALLED) ## MLflow's pages on http://127.0.0.1:5000 (UI_PORT=...)
-	@$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(UI_PORT)
+	@$(VENV)/bin/mlflow ui --backend-store-uri "$(UI_STORE)" --host 127.0.0.1 --port $(UI_PORT)
+
+.PHONY: backup
+backup: $(INSTALLED) ## data, history, feedback, Prefect's database in one folder (TO=backups/...); runs may go on
+	@$(RUN) -m flows.backups save $(if $(TO),--to "$(TO)") $(ARGS)
+
+.PHONY: restore
+restore: $(INSTALLED) ## a backup into this checkout (FROM=backups/...; REPLACE=1 moves aside what is there)
+	@if [ -z "$(FROM)" ]; then echo "make: name the backup: make restore FROM=backups/..." >&2; exit 1; fi
+	$(RUN) -m flows.backups restore "$(FROM)" $(if $(REPLACE),--replace) $(ARGS)
 
 .PHONY: page
 page: $(INSTALLED) ## ask, see every step, say right or wrong: http://127.0.0.1:7860 (PAGE_PORT=... ARGS="experiment=...")

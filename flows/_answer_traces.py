@@ -10,6 +10,7 @@ from flows._entry import to_plain
 from flows._provenance import describe_git
 from flows._traces import TASK_TAG, TRACE_TAG
 from flows._tracking import TrackedRun
+from flows._tracking_place import bind_place
 from flows._words import PageQuestion
 from visloop.config import Config
 from visloop.errors import DataError
@@ -22,6 +23,7 @@ _RUN_KEY = "mlflow.sourceRun"
 def open_page_run(experiment: str, config: Config) -> Iterator[TrackedRun]:
     """The MLflow run of one process that serves the page, in ``config.paths.mlruns``: a new one each time."""
     mlruns = Path(config.paths.mlruns).resolve()
+    bind_place(config)
     client = connect(mlruns)
     experiment_id = get_experiment(client, experiment, mlruns=mlruns)
     digest = hash_json(to_plain(config))

@@ -1,4 +1,4 @@
-"""MLflow's database ``mlruns/mlflow.db``: opened once, waited for while it is locked, and the life of the runs in it."""
+"""MLflow's database, by default ``mlruns/mlflow.db``: opened once, waited for while it is locked, and the life of the runs in it."""
 
 import logging
 import os
@@ -14,12 +14,12 @@ from filelock import FileLock
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from flows._provenance import MAX_TAG
-from visloop.errors import ConfigError
+from flows._tracking_place import DATABASE_NAME, find_place
+from visloop.errors import ConfigError, DataError
 
 Origin = Literal["new", "resumed", "finished"]
 """``new``; ``resumed``: an unfinished run with the same key is continued; ``finished``: it had already been done."""
 
-DATABASE_NAME = "mlflow.db"
 KEY_TAG, PROCESS_TAG, ERROR_TAG, RERUNS_TAG = "visloop.run_key", "visloop.process", "visloop.error", "visloop.skipped_reruns"
 PARENT_TAG = "mlflow.parentRunId"
 _LOCKED_SECONDS = 120.0
@@ -63,12 +63,15 @@ def call_patiently(call: Callable[[], _Result], *, seconds: float = _LOCKED_SECO
 
 
 def connect(mlruns: Path) -> PatientClient:
-    """The client of the tracking database and model registry ``mlruns/mlflow.db``; both are made on first use.
+    """The client of the tracking database and model registry of ``mlruns`` (see ``find_place``); both are made on first use.
 
     Sets MLflow's process-wide tracking address as well: its registry opens clients of its own.
+
+    Raises:
+        DataError: the folder cannot be written, or its ``tracking.json`` not be read.
     """
     folder = mlruns.resolve()
-    address = f"sqlite:///{(folder / DATABASE_NAME).as_posix()}"
+    address = find_place(folder).uri
     client = _open_client(folder, address)
     import mlflow
 
@@ -83,7 +86,7 @@ def _open_client(folder: Path, address: str) -> PatientClient:
 
     for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
         logging.getLogger(name).setLevel(logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_writable(folder)
     mlflow.set_tracking_uri(address)
     with FileLock(folder / ".initialise.lock"):  # two processes that migrate an empty database at once break it
         client = PatientClient(mlflow.MlflowClient(tracking_uri=address, registry_uri=address))
@@ -91,8 +94,23 @@ def _open_client(folder: Path, address: str) -> PatientClient:
     return client
 
 
+def _check_writable(folder: Path) -> None:
+    """MLflow itself would try for the better part of an hour to open a database that it may not write.
+
+    Raises:
+        DataError: the folder or the database in it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".initialise.lock").open("a").close()
+        if (folder / DATABASE_NAME).exists():
+            (folder / DATABASE_NAME).open("r+b").close()
+    except OSError as error:
+        raise DataError(f"cannot write {error.filename}: {error.strerror}; fix the permissions, or choose another paths.mlruns") from error
+
+
 def get_experiment(client: PatientClient, name: str, *, mlruns: Path) -> str:
-    """The id of the experiment ``name``; made on first use, with its artifacts in ``mlruns/artifacts/<name>``.
+    """The id of the experiment ``name``; made on first use, with its artifacts in ``mlruns/artifacts/<name>`` or where ``find_place`` says.
 
     Raises:
         ConfigError: a name that cannot be a folder's.
@@ -104,7 +122,8 @@ def get_experiment(client: PatientClient, name: str, *, mlruns: Path) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=(mlruns.resolve() / "artifacts" / name).as_uri()))
+            root = find_place(mlruns).artifacts
+            return str(client.create_experiment(name, artifact_location=f"{root}/{name}" if root else None))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:

@@ -1,4 +1,4 @@
-"""What happened, in MLflow: one parent run per flow run, one child per round M_t, in a SQLite file under ``mlruns``.
+"""What happened, in MLflow: one parent run per flow run, one child per round M_t, by default in ``mlruns``.
 
 The rule that keeps re-runs from piling up: a run carries a key made from what it was made from (experiment, config, code).
 An unfinished run with the same key is re-opened and continued; a finished one counts that it was asked for again and records
@@ -22,6 +22,7 @@ from flows._code import hash_code
 from flows._database import ERROR_TAG, PARENT_TAG, Origin, PatientClient, close_orphans, connect, get_experiment, start_run
 from flows._entry import to_plain
 from flows._provenance import MAX_TAG, clean_name, describe_git, describe_versions, flatten_config
+from flows._tracking_place import bind_place
 from visloop.config import Config
 from visloop.errors import DataError
 from visloop.ids import hash_json, make_id
@@ -228,6 +229,7 @@ def open_run(
         tags: further tags. They do not enter the key.
     """
     mlruns, plain = Path(config.paths.mlruns).resolve(), to_plain(config)
+    bind_place(config)
     client = connect(mlruns)
     experiment_id = get_experiment(client, experiment, mlruns=mlruns)
     hashes = {"config": hash_json(plain), "code": hash_code(CODE)}

@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from flows._entry import compose_config
 from flows._layout import Layout
-from visloop.config import Config
+from visloop.config import Config, TrackingConfig
 from visloop.errors import ConfigError, DataError
 
 RecordState = Literal["recorded", "by_dvc", "other_settings", "no_project"]
@@ -222,9 +222,12 @@ def list_cycles(config: Config) -> list[int]:
 
 
 def _forget_round(config: Config) -> Config:
-    """``rounds.only`` and ``assistant.tasks.only`` say which part of the work a call does, not what comes out."""
+    """``rounds.only`` and ``assistant.tasks.only`` say which part of the work a call does, ``tracking`` where its history is kept; none of
+    them what comes out."""
     tasks = replace(config.assistant.tasks, only=None)
-    return replace(config, rounds=replace(config.rounds, only=None), assistant=replace(config.assistant, tasks=tasks))
+    return replace(
+        config, rounds=replace(config.rounds, only=None), assistant=replace(config.assistant, tasks=tasks), tracking=TrackingConfig()
+    )
 
 
 def _skip(state: RecordState, message: str) -> Recorded:

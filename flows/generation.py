@@ -17,8 +17,7 @@ from flows._run import open_flow_run
 from flows._stage import Lazy, Shard, make_shards, run_sharded_stage, run_stage
 from visloop.chat.factory import open_chat
 from visloop.config import Config
-from visloop.datasets.nlvr import read_nlvr
-from visloop.errors import ConfigError
+from visloop.datasets.readers import find_reader
 from visloop.prompts.render import PromptSet
 from visloop.reasoning.agents import answer_directly
 from visloop.reasoning.answer_filter import judge_by_rule
@@ -53,7 +52,11 @@ def make_dataset(config: Config, layout: Layout) -> Any:
     """Stage: samples of all splits, their pictures, and the ground truth where there is one."""
     data = config.data
     inputs = {"source": Path(data.root)} if data.root else {}
-    code = ["visloop.scenes.export"] if data.name == "scenes" else ["visloop.datasets.nlvr"]
+    code = ["visloop.scenes.export"]
+    if data.name != "scenes":
+        source = find_reader(data.name, plugin=data.plugin).source
+        inputs |= {} if source is None else {"reader": source}
+        code = ["visloop.datasets.readers"]
     return run_stage(
         "dataset",
         folder=layout.raw,
@@ -82,12 +85,11 @@ def _write_dataset(place: Path, *, config: Config, prefix: str) -> dict[str, flo
         for split in SPLITS:
             by_split[split] = exported[split].samples
             truths += exported[split].ground_truth
-    elif data.name == "nlvr":
-        read = read_nlvr(Path(data.root), out=place / "images", image_prefix=prefix, counts=counts)
+    else:
+        reader = find_reader(data.name, plugin=data.plugin)
+        read = reader.read(Path(data.root), out=place / "images", image_prefix=prefix, counts=counts)
         by_split = {split: read.select_split(split) for split in SPLITS}
         write_json(place / "report.json", read.report)
-    else:
-        raise ConfigError(f"data.name={data.name!r}: there are readers for 'scenes' and 'nlvr'")
     for split, samples in by_split.items():
         write_shard(place / f"{split}.jsonl", samples)
     write_shard(place / "truth.jsonl", truths)

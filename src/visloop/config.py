@@ -104,8 +104,18 @@ class PathsConfig:
 
 
 @dataclass
+class TrackingConfig:
+    """Where MLflow keeps the history. ``uri``: a database or a tracking server; empty: SQLite in ``paths.mlruns``. ``artifacts``: root of
+    the artifacts, a folder or ``s3://bucket/folder``; empty: beside the database, or where the server keeps them. Never a password."""
+
+    uri: str = ""
+    artifacts: str = ""
+
+
+@dataclass
 class DataConfig:
-    """The questions. ``name`` picks the reader; counts are questions per split; empty ``families`` means all."""
+    """The questions. ``name`` picks the reader, ``plugin`` is the module of one that visloop does not have; counts are questions per split;
+    empty ``families`` means all."""
 
     name: str = "scenes"
     train: int = 4400
@@ -115,6 +125,7 @@ class DataConfig:
     families: list[str] = field(default_factory=list)
     root: str = ""
     wording: str = "all"
+    plugin: str = ""
 
 
 @dataclass
@@ -293,6 +304,7 @@ class Config:
     prompts: str = "compact"
     base: ChatConfig = field(default_factory=ChatConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

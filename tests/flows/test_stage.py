@@ -1,5 +1,6 @@
 """A stage is skipped, continued or made again; whatever interrupts it, the bytes in the end are the same."""
 
+import ctypes
 import errno
 import io
 import os
@@ -446,6 +447,70 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path: Path, whole: str)
     _run(tmp_path / "squares", work)
     assert work.made == ["00002", "00003"]
     assert hash_tree([tmp_path / "squares"]) == whole
+
+
+def _forget_root() -> None:
+    """In the child, before it starts: root is refused by permissions like everybody else (drops CAP_DAC_OVERRIDE)."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_a_folder_that_may_only_be_read_is_named_and_left_alone(tmp_path: Path, whole: str) -> None:
+    """What is finished is found without a write; what is not says which folder cannot be written."""
+    _run(tmp_path / "data" / "squares", Counter())
+    manifest = (tmp_path / "data" / "squares" / MANIFEST_NAME).stat().st_mtime_ns
+    places = [tmp_path / "data", tmp_path / "data" / "squares"]
+    script = READ_ONLY.format(here=str(Path(__file__).parent))
+    for place in places:
+        place.chmod(0o555)
+    try:
+        command = [sys.executable, "-c", script, str(tmp_path / "data")]
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, preexec_fn=_forget_root)
+    finally:
+        for place in places:
+            place.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    skipped, refused, again = done.stdout.splitlines()
+    assert skipped == "made 0"
+    where = f"{tmp_path}/data"
+    assert refused == f"DataError: cannot write {where}/cubes/.stage: Permission denied; free space or fix the permissions"
+    assert again == f"DataError: cannot write {where}/squares/.stage: Permission denied; free space or fix the permissions"
+    assert (tmp_path / "data" / "squares" / MANIFEST_NAME).stat().st_mtime_ns == manifest
+    assert hash_tree([tmp_path / "data" / "squares"]) == whole and not (tmp_path / "data" / "cubes").exists()
+
+
+READ_ONLY = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_stage import Counter, _run
+from visloop.errors import DataError
+
+data, work = Path(sys.argv[1]), Counter()
+_run(data / "squares", work)
+print("made", len(work.made))
+for name, changes in (("cubes", {{}}), ("squares", {{"config": {{"seed": 7}}}})):
+    try:
+        _run(data / name, Counter(), **changes)
+    except DataError as error:
+        print("DataError:", str(error).partition("squares: ")[2] or error)
+"""
+
+
+def test_a_clock_that_jumped_does_not_decide_what_is_finished(tmp_path: Path, whole: str) -> None:
+    """Files from the future count by their bytes: finished is skipped, one that changed is made again, with either time."""
+    _run(tmp_path / "squares", Counter())
+    shard = tmp_path / "squares" / "00001.jsonl"
+    for moment in (4_102_444_800, 0):  # the years 2100 and 1970
+        for path in (tmp_path / "squares").iterdir():
+            os.utime(path, (moment, moment))
+        work = Counter()
+        _run(tmp_path / "squares", work)
+        assert work.made == []
+        shard.write_bytes(shard.read_bytes().upper() + b"0")
+        os.utime(shard, (moment, moment))
+        _run(tmp_path / "squares", work)
+        assert work.made == ["00001"] and hash_tree([tmp_path / "squares"]) == whole
 
 
 def test_a_disk_error_of_a_library_is_told_with_the_stage(tmp_path: Path) -> None:

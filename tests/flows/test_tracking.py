@@ -254,6 +254,46 @@ def test_experiment_must_be_a_folder_name(mlruns: Path) -> None:
         pass
 
 
+def test_a_clock_that_was_set_back_does_not_make_work_twice(mlruns: Path, experiment: str) -> None:
+    """Runs from the future are found by their key: a finished one counts the rerun, an open one goes on, an orphan is closed."""
+    ids = []
+    for seed in (0, 1, 2):
+        with open_run(experiment, make_config(mlruns, seed=seed)) as run:
+            run.log_metrics({"accuracy": 0.5}, step=1)
+        ids.append(run.run_id)
+    future = int((time.time() + 400 * 86_400) * 1000)
+    with sqlite3.connect(mlruns / "mlflow.db", timeout=60) as database:
+        database.execute(
+            "UPDATE runs SET start_time = ?, end_time = ? WHERE experiment_id = ?", (future, future + 1000, int(run.experiment_id))
+        )
+        database.execute("UPDATE metrics SET timestamp = ? WHERE run_uuid = ?", (future, run.run_id))
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    host = run.client.get_run(run.run_id).data.tags[PROCESS_TAG].rpartition(":")[0]
+    for run_id in ids[1:]:
+        run.client.update_run(run_id, status="RUNNING")
+        run.client.set_tag(run_id, PROCESS_TAG, f"{host}:{dead.pid}")
+    with open_run(experiment, make_config(mlruns, seed=2)) as again:
+        assert (again.origin, again.run_id) == ("resumed", run.run_id)
+        again.log_metrics({"accuracy": 0.5, "later": 1.0}, step=1)
+    with open_run(experiment, make_config(mlruns, seed=0)) as again:
+        assert again.origin == "finished"
+    assert read_history(run, "accuracy") == [(1, 0.5)] and read_history(run, "later") == [(1, 1.0)]
+    assert sorted(entry.info.status for entry in list_runs(mlruns, experiment)) == ["FINISHED", "FINISHED", "KILLED"]
+
+
+def test_a_history_that_may_only_be_read_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "mlflow.db").mkdir()  # what cannot be opened for writing, for root too
+    started = time.perf_counter()
+    with pytest.raises(DataError, match=r"cannot write .*mlflow\.db: .*paths\.mlruns"), open_run("x", make_config(tmp_path / "mlruns")):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write .*file"), open_run("x", make_config(tmp_path / "file" / "mlruns")):
+        pass
+    assert time.perf_counter() - started < 20
+
+
 def test_locked_database_is_waited_for(mlruns: Path, experiment: str) -> None:
     """A writer that holds the database for longer than SQLite itself waits delays the run and does not break it."""
     with open_run(experiment, make_config(mlruns)) as run:

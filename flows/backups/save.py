@@ -1,0 +1,155 @@
+"""Take a backup while everything may be at work: history first, then the data, so that all that the history tells of is there.
+
+What a flow changes meanwhile is copied again until it is whole: a stage's folder by its manifest. Work in progress (``.stage``) is not
+in a backup; a restored project makes it again.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows._folders import STAGE_DIR
+from flows._provenance import describe_git
+from flows._tracking_place import DATABASE_NAME
+from flows._versioning import PARAMS_NAME, find_project
+from flows.backups.contents import (
+    DATA_DIR,
+    DVC_DIR,
+    MLRUNS_DIR,
+    PREFECT_NAME,
+    PROJECT_DIR,
+    Backup,
+    Places,
+    find_elsewhere,
+    list_data,
+    list_files,
+    write_backup,
+)
+from flows.backups.databases import copy_database, count_runs
+from flows.backups.outputs import list_recorded, push_outputs
+from visloop.errors import DataError
+from visloop.ids import hash_file
+from visloop.records.manifest import MANIFEST_NAME, check_files, read_manifest
+
+_TRIES = 8
+_PAUSE = 0.25
+_log = logging.getLogger(__name__)
+
+
+def save_backup(target: Path, places: Places) -> Backup:
+    """Write a backup into the new folder ``target``. It gets its name when it is whole; until then it is called ``<target>.part``.
+
+    Raises:
+        DataError: ``target`` is there already, lies in the data folder, or something cannot be read.
+    """
+    target = target.resolve()
+    if target.exists():
+        raise DataError(f"{target} is there already; name a new folder: make backup TO=...")
+    if target.is_relative_to(places.data) or target.is_relative_to(places.mlruns):
+        raise DataError(f"{target} lies in what is to be saved; name a folder outside of {places.data} and {places.mlruns}")
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    runs = _save_history(part, places)
+    outs = _save_recorded(part, places)
+    _save_rest(part / DATA_DIR, places, outs)
+    git = describe_git(places.root)
+    backup = Backup(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=git.get("mlflow.source.git.commit", ""),
+        dirty=git.get("git_dirty") == "true",
+        data=str(places.data),
+        mlruns=str(places.mlruns),
+        outs=outs,
+        runs=runs,
+        elsewhere=tuple(find_elsewhere(places)),
+        files={name: hash_file(part / name) for name in list_files(part)},
+    )
+    write_backup(part, backup)
+    part.rename(target)
+    return backup
+
+
+def _save_history(part: Path, places: Places) -> dict[str, int]:
+    if places.prefect.is_file():
+        copy_database(places.prefect, part / PREFECT_NAME)
+    runs = {}
+    if places.database.is_file():
+        copy_database(places.database, part / MLRUNS_DIR / DATABASE_NAME)
+        runs = count_runs(part / MLRUNS_DIR / DATABASE_NAME)
+    if places.mlruns.is_dir():
+        own = (DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm", f"{DATABASE_NAME}-journal")
+        _copy_files((name for name in list_files(places.mlruns) if name not in own), places.mlruns, part / MLRUNS_DIR)
+    return runs
+
+
+def _save_recorded(part: Path, places: Places) -> dict[str, str]:
+    """What DVC has recorded, as a remote of its own, and the files that say what was recorded."""
+    if find_project(places.root) is None:
+        return {}
+    records = _read_records(places)
+    for _ in range(_TRIES):
+        outs = list_recorded(places.root)
+        if outs:
+            push_outputs(places.root, outs, part / DVC_DIR)
+        before, records = records, _read_records(places)
+        if records == before:
+            break
+    else:
+        raise DataError(f"{places.root}: what DVC has recorded changes all the time; take the backup when fewer flows are at work")
+    for name, content in records.items():
+        (part / PROJECT_DIR / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / PROJECT_DIR / name).write_bytes(content)
+    return outs
+
+
+def _read_records(places: Places) -> dict[str, bytes]:
+    """``dvc.lock``, ``params.yaml`` and the pointers below the data folder, by their path in the project."""
+    pointers = places.data.rglob("*.dvc") if places.data.is_relative_to(places.root) else ()
+    files = [*(places.root / name for name in ("dvc.lock", PARAMS_NAME)), *pointers]
+    return {path.relative_to(places.root).as_posix(): path.read_bytes() for path in sorted(files) if path.is_file()}
+
+
+def _save_rest(target: Path, places: Places, outs: dict[str, str]) -> None:
+    if not places.data.is_dir():
+        return
+    _copy_files(list_data(places, outs), places.data, target)
+    for attempt in range(_TRIES):
+        torn = _list_torn(target, places, outs)
+        if not torn:
+            return
+        time.sleep(_PAUSE * min(attempt, 4))
+        for stage in torn:
+            shutil.rmtree(target / stage, ignore_errors=True)
+            _copy_files((name for name in list_data(places, outs) if Path(name).is_relative_to(stage)), places.data, target)
+    for stage in torn:
+        _log.warning("%s is not whole: its files are not those of its manifest; its flow will make it again", places.data / stage)
+
+
+def _list_torn(target: Path, places: Places, outs: dict[str, str]) -> list[Path]:
+    """Stages whose copy is not that of one moment: other files than its manifest names, or none where the stage was being replaced."""
+    finished = {Path(name).parent for name in list_data(places, outs) if Path(name).name == MANIFEST_NAME}
+    copied = {path.parent.relative_to(target) for path in target.rglob(MANIFEST_NAME)}
+    replaced = {place.parent.relative_to(places.data) for place in places.data.rglob(STAGE_DIR)} - finished
+    torn = {stage for stage in finished | copied if not _is_whole(target, stage)}
+    return sorted(torn | {stage for stage in replaced if (target / stage).is_dir() and stage not in copied})
+
+
+def _is_whole(copied: Path, stage: Path) -> bool:
+    try:
+        manifest = read_manifest(copied / stage)
+    except DataError:
+        return False
+    return manifest is not None and not check_files(copied / stage, manifest)
+
+
+def _copy_files(names: Iterable[str], source: Path, target: Path) -> None:
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copy2(source / name, target / name)
+        except FileNotFoundError:
+            _log.debug("%s vanished while it was copied", source / name)
