@@ -11,6 +11,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 UI_PORT ?= 5000
+PAGE_PORT ?= 7860
 ARGS ?=
 
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
@@ -19,7 +20,8 @@ TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/vis
 	src/visloop/assistant src/visloop/tools/base.py src/visloop/tools/values.py src/visloop/tools/signatures.py src/visloop/tools/prompt_pool.py \
 	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
-	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py
+	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py \
+	flows/_people.py flows/_words.py flows/_answer_traces.py apps
 
 # No telemetry, from this Makefile's children either.
 export DO_NOT_TRACK := 1
@@ -73,11 +75,15 @@ rollback: $(INSTALLED) ## the assistant's pools of an earlier cycle again; later
 
 .PHONY: test
 test: lint ## everything that CI asks: lint, then all tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## the pipeline killed with -9 and started again, until it ends like one that was not (minutes)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m chaos $(ARGS)
+
+.PHONY: test-random
+test-random: $(INSTALLED) ## the property tests with new random examples
+	@HYPOTHESIS_PROFILE=random OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -n 2 --dist loadfile tests/unit tests/prompts $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(INSTALLED) ## tests without those marked slow
@@ -109,12 +115,16 @@ bench: $(INSTALLED) ## speed and memory against named baselines; results in benc
 ui: $(INSTALLED) ## MLflow's pages on http://127.0.0.1:5000 (UI_PORT=...)
 	@$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(UI_PORT)
 
+.PHONY: page
+page: $(INSTALLED) ## ask, see every step, say right or wrong: http://127.0.0.1:7860 (PAGE_PORT=... ARGS="experiment=...")
+	@$(RUN) -m apps.page --port $(PAGE_PORT) $(ARGS)
+
 .PHONY: clean
 clean: ## caches and Hydra's output folders; results stay
 	@rm -rf outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find src flows tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src flows apps tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: distclean
 distclean: clean ## back to a fresh checkout: also the environment and every result that git does not track
 	@rm -rf $(VENV) .prefect mlruns .embedded .dvc/cache .dvc/tmp .dvc-remote
-	[ ! -d data ] || git clean -qfdX data
+	[ ! -d data ] || git clean -qfdx data

@@ -19,11 +19,12 @@ from pydantic import TypeAdapter, ValidationError
 from flows._assistant_stages import read_pools
 from flows._folders import hold_lock
 from flows._layout import Layout
+from flows._people import CYCLE_GATES
 from flows._records import write_json
 from visloop.errors import ConfigError, DataError
 from visloop.records.manifest import check_files, read_manifest
 
-RECORD_NAME, DONE_NAME = "rollback.json", "done"
+RECORD_NAME, DONE_NAME, GATES = "rollback.json", "done", "gates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +99,18 @@ def start_rollback(layout: Layout, *, end: int) -> Rollback | None:
 
 def set_aside(layout: Layout, record: Rollback) -> None:
     """Move the later cycles away, the last one first: what stays is a whole history at every moment. May be repeated."""
+    place = _place(layout, record)
+    (place / GATES).mkdir(exist_ok=True)
     for number in reversed(record.cycles):
-        source, target = layout.cycle(number), _place(layout, record) / f"{number:02d}"
-        if source.is_dir() and not target.exists():
-            source.rename(target)
+        folder = layout.cycle(number)
+        pointer = folder.with_name(f"{folder.name}.dvc")  # of a cycle on people's words; it names the folder beside it, there too
+        moves = {folder: place / folder.name, pointer: place / pointer.name}
+        for suite in CYCLE_GATES:  # a cycle that is played again passes gates of its own
+            gate = layout.gate(f"cycle_{number:02d}_{suite}")
+            moves[gate] = place / GATES / gate.name
+        for source, target in moves.items():
+            if source.exists() and not target.exists():
+                source.rename(target)
 
 
 def finish_rollback(layout: Layout, record: Rollback) -> None:

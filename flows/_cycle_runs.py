@@ -4,9 +4,11 @@ from typing import Any
 
 from flows._assistant_stages import read_tasks
 from flows._layout import Layout
+from flows._people import find_frozen, read_frozen
 from flows._records import read_json
 from flows._traces import log_traces
 from flows._tracking import TrackedRun
+from visloop.config import Config
 from visloop.errors import DataError
 from visloop.records.assistant import Critique, Feedback, Trace
 from visloop.records.manifest import read_manifest
@@ -19,7 +21,7 @@ FOLDER_TAG, UNDONE_TAG = "cycle.folder", "cycle.rolled_back"
 """Tags: the folder that the cycle was played into; the rollback that took it back."""
 
 
-def log_cycle(layout: Layout, child: TrackedRun, number: int) -> None:
+def log_cycle(config: Config, layout: Layout, child: TrackedRun, number: int) -> None:
     """Record a finished cycle in its child run.
 
     Raises:
@@ -30,7 +32,7 @@ def log_cycle(layout: Layout, child: TrackedRun, number: int) -> None:
     if manifest is None:
         raise DataError(f"{folder} is no finished cycle; play it first")
     child.log_stage(manifest)
-    show_traces(layout, child, number)
+    show_traces(config, layout, child, number)
     report = read_json(folder / "report.json")
     gate = {key: value for key, value in report["gate"].items() if isinstance(value, int | float)}
     child.log_round({**report["counts"], **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
@@ -38,15 +40,16 @@ def log_cycle(layout: Layout, child: TrackedRun, number: int) -> None:
     child.log_json(folder / "report.json")
 
 
-def show_traces(layout: Layout, child: TrackedRun, number: int) -> None:
+def show_traces(config: Config, layout: Layout, child: TrackedRun, number: int) -> None:
     """The first runs of a cycle as MLflow traces, with a span per program step and the feedback beside them."""
-    folder = layout.cycle(number)
+    folder, people = layout.cycle(number), find_frozen(config, layout, number)
+    tasks = [*read_tasks(layout, "stream"), *(read_frozen(people).tasks if people else ())]
     log_traces(
         read_shard(folder / "traces.jsonl", Trace),
         {item.trace_id: item for item in read_shard(folder / "feedback.jsonl", Feedback)},
         tracked=child,
         critiques=read_shard(folder / "critiques.jsonl", Critique),
-        tasks={task.id: task for task in read_tasks(layout, "stream")},
+        tasks={task.id: task for task in tasks},
         limit=SHOWN_TRACES,
     )
 

@@ -11,19 +11,20 @@ from flows._cycle_history import hold_cycles
 from flows._cycle_runs import find_cycle_runs, log_cycle
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
+from flows._people import CYCLE_GATES, find_frozen, freeze_words, list_frozen
 from flows._records import read_json
 from flows._run import open_flow_run
 from flows._summary import open_console
 from flows._tracking import TrackedRun
+from flows._versioning import add_folders
 from visloop.config import Config
 
 
 @flow(name="reflect_learn")
 def reflect_learn(values: dict[str, Any]) -> None:
-    """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read.
-
-    A second process that is started meanwhile is refused.
-    """
+    """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read. Behind
+    the cycles of the drawn stream each call plays one on what people said since (``make page``, MLflow's pages). A second process that
+    is started meanwhile is refused."""
     config = from_plain(values)
     layout = Layout.from_config(config)
     with hold_cycles(layout), open_flow_run("reflect_learn", config) as run:
@@ -33,12 +34,25 @@ def reflect_learn(values: dict[str, Any]) -> None:
         if number == 0:
             return
         if number is None:
-            open_console().print(f"all {config.assistant.tasks.cycles} cycles have been played; raise assistant.tasks.cycles for more")
+            number = freeze_words(config, layout)
+        if number is None:
+            version_people(layout)  # what a run that was killed at its end left
+            played = config.assistant.tasks.cycles
+            open_console().print(f"all {played} cycles of the stream have been played, and nobody said anything new")
             return
         if number > 1:
             settle_cycle(config, layout, run, number - 1)
         teach(config, layout, run, number)
         print_cycles(config, layout)
+        version_people(layout)
+
+
+def version_people(layout: Layout) -> None:
+    """Record with DVC what people said and the cycles that learned from it, as far as that has not been done."""
+    folders = [folder for number in list_frozen(layout) for folder in (layout.feedback(number), layout.cycle(number))]
+    missing = [folder for folder in folders if folder.is_dir() and not folder.with_name(f"{folder.name}.dvc").is_file()]
+    if missing:
+        add_folders(missing, data=layout.root)
 
 
 def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
@@ -51,10 +65,11 @@ def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
 
 def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
     """Play one cycle, check it and enter it into the history."""
+    people = find_frozen(config, layout, number)
     with run.open_child(f"cycle {number}", step=number) as child:
-        child.log_stage(play_cycle(config, layout, number=number))
+        child.log_stage(play_cycle(config, layout, number=number, people=people))
         check_cycle(config, layout, number)
-        log_cycle(layout, child, number)
+        log_cycle(config, layout, child, number)
 
 
 def settle_cycle(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
@@ -62,13 +77,13 @@ def settle_cycle(config: Config, layout: Layout, run: TrackedRun, number: int) -
     check_cycle(config, layout, number)
     if not find_cycle_runs(layout, run, number):
         with run.open_child(f"cycle {number}", step=number) as child:
-            log_cycle(layout, child, number)
+            log_cycle(config, layout, child, number)
 
 
 def check_cycle(config: Config, layout: Layout, number: int) -> None:
     """The gates behind a cycle: the next one starts from these records only if they pass."""
     folder = layout.cycle(number)
-    for suite in ("traces", "critiques", "instances", "demonstrations", "prompts"):
+    for suite in CYCLE_GATES:
         apart = suite in ("demonstrations", "prompts")
         run_assistant_gate(
             f"cycle_{number:02d}_{suite}",
@@ -79,6 +94,7 @@ def check_cycle(config: Config, layout: Layout, number: int) -> None:
             layout=layout,
             tasks=layout.tasks,
             traces=folder if suite == "critiques" else None,
+            more=find_frozen(config, layout, number),
         )
 
 
@@ -87,7 +103,7 @@ def print_cycles(config: Config, layout: Layout) -> None:
     table = Table(
         "cycle", "tasks", "right at first", "solved after learning", "demonstrations", "concepts learned", "replay", title="Cycles"
     )
-    for number in range(1, config.assistant.tasks.cycles + 1):
+    for number in [*range(1, config.assistant.tasks.cycles + 1), *list_frozen(layout)]:
         path = layout.cycle(number) / "report.json"
         if path.is_file():
             report = read_json(path)
