@@ -69,6 +69,11 @@ demo: $(INSTALLED) ## both loops on the embedded default: reasoning agents and D
 demo-clova: $(INSTALLED) ## the assistant's loop alone: instructions with feedback, reflection, learning, its table
 	@$(RUN) -m flows.clova $(ARGS)
 
+.PHONY: rollback
+rollback: $(INSTALLED) ## the assistant's pools of an earlier cycle again; later cycles are set aside (CYCLE=1)
+	@[ -n "$(CYCLE)" ] || { echo "make: say which cycle is the last that stays: make rollback CYCLE=1" >&2; exit 1; }
+	$(RUN) -m flows.rollback assistant.tasks.back_to=$(CYCLE) $(ARGS)
+
 .PHONY: test
 test: lint ## everything that CI asks: lint, then all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -21,8 +21,9 @@ from visloop.assistant.runs import CycleParts, propose_programs
 from visloop.assistant.traces import make_trace
 from visloop.config import Config
 from visloop.errors import ConfigError, DataError
-from visloop.ids import make_id
+from visloop.ids import hash_file, make_id
 from visloop.records.assistant import Task, TaskKind
+from visloop.records.manifest import MANIFEST_NAME
 from visloop.tools.values import Box, VisualObject
 
 MAX_TEXT = 300
@@ -39,7 +40,7 @@ class AssistantDesk:
         shown = layout.page.relative_to(layout.root).as_posix()
         self._bench = Workbench(config, layout, truths={}, folder=layout.page, shown=shown)
         self._parts: CycleParts | None = None
-        self._pools: tuple[int, Pools] | None = None
+        self._pools: tuple[str, Pools] | None = None
         self._lock = threading.Lock()
 
     def find_version(self) -> int | None:
@@ -81,9 +82,11 @@ class AssistantDesk:
                 f"the assistant has no pools in {self.layout.cycle(0).parent} yet: run `python -m flows.reflect_learn "
                 "assistant.tasks.only=0` (a minute) or `make demo-clova`, then ask again"
             )
-        if self._pools is None or self._pools[0] != cycle:
-            self._pools = cycle, read_pools(self.layout.cycle(cycle))
-        return self._pools
+        # Not by number alone: after a rollback the same number may be played again.
+        digest = hash_file(self.layout.cycle(cycle) / MANIFEST_NAME)
+        if self._pools is None or self._pools[0] != digest:
+            self._pools = digest, read_pools(self.layout.cycle(cycle))
+        return cycle, self._pools[1]
 
     def _run(self, task: Task, *, pools: Pools, cycle: int, uploads: tuple[str, ...]) -> PageRun:
         if self._parts is None:

@@ -1,12 +1,14 @@
 """What a reflect-and-learn cycle works with, made from the configuration: planner, tools, critic, sources of teaching, feedback."""
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
+from flows._folders import find_scratch
 from flows._layout import Layout
 from flows._mounts import mount_model
 from flows._people import FrozenWords
@@ -31,7 +33,7 @@ from visloop.reasoning.agents import sample_chains, summarize_chains
 from visloop.reasoning.combine import group_chains
 from visloop.records.assistant import Feedback, Instance, Task, TaskTruth, Trace
 from visloop.records.reasoning import Sample
-from visloop.scenes.pictures import encode_png
+from visloop.records.shards import write_bytes
 from visloop.scenes.tasks_tagging import FACTS
 from visloop.scenes.workshop import BASE_WORDS
 from visloop.tools.base import ToolCall
@@ -42,15 +44,16 @@ from visloop.tools.toolbox import Toolbox, open_toolbox
 
 REPLAY_PER_WORD = 10
 """Instances of each base word in the replay set of prompt tuning."""
-PICTURES = "pictures"
+PICTURES, MATERIAL = "pictures", "material"
 _BY_ANNOTATIONS = ("LOC", "SEG", "VQA", "FILTER")
 
 
 class Workbench:
     """The parts of one configuration: models and tools are opened once, on first use, and shared by all cycles and evaluations.
 
-    ``folder`` takes the pictures that runs leave; records name them by ``shown``, its path relative to the data folder: a
-    stage writes into a folder that is moved when it is finished. ``people`` judge their own tasks; ``truths`` all others.
+    ``folder`` takes the pictures that runs leave and those that tools are taught with; records name them by ``shown``, its path
+    relative to the data folder: a stage writes into a folder that is moved when it is finished. ``people`` judge their own tasks;
+    ``truths`` all others.
     """
 
     def __init__(
@@ -71,9 +74,24 @@ class Workbench:
         return self.config.assistant
 
     @property
+    def lessons(self) -> Path:
+        """Stands for the data folder while tools are taught: instances name pictures by where these will lie."""
+        return find_scratch(self.folder) / "lessons"
+
+    @property
+    def material_name(self) -> str:
+        """The folder of the pictures that tools are taught with, by content hash, relative to the data folder."""
+        return f"{self.shown}/{MATERIAL}"
+
+    @property
     def material(self) -> Path:
-        """Copies of the pictures that tools are taught with, by content hash, for all cycles: tools read them while a cycle runs."""
-        return self.layout.assistant / "material"
+        """Where they lie while the cycle runs."""
+        return self.lessons / self.material_name
+
+    def keep_material(self, instances: Iterable[Instance]) -> None:
+        """Copy what instances name, and no more, to where they name it."""
+        for name in sorted({name for instance in instances for name in (instance.image, instance.mask) if name}):
+            write_bytes(self.folder / Path(name).relative_to(self.shown), (self.lessons / name).read_bytes(), sync=False)
 
     @cached_property
     def chat(self) -> ChatModel | None:
@@ -88,15 +106,17 @@ class Workbench:
         drawn = self.assistant.tasks.name == "workshop"  # the drawn world has sets and flags of its own
         facts = tools.facts or (FACTS.as_posix() if drawn else "")
         return open_toolbox(
-            replace(tools, tuning=tuning, facts=facts), pool=PromptPool(), chat=self.chat, answer=self.ask_agents, root=self.layout.root
+            replace(tools, tuning=tuning, facts=facts), pool=PromptPool(), chat=self.chat, answer=self.ask_agents, root=self.lessons
         )
 
     def ask_agents(self, questions: Sequence[tuple[str, Image.Image]]) -> list[str]:
         """Answers of the two agents of Insight-V (``tools.vqa=agents``): the trained reasoner's chain, then the summarizer's answer."""
-        samples = [self._make_sample(question, image) for question, image in questions]
-        style, seed, root = PromptSet(self.config.prompts), self.config.seed, self.layout.root
+        with tempfile.TemporaryDirectory() as folder:
+            return self._ask_agents([_make_sample(question, image, root=Path(folder)) for question, image in questions], Path(folder))
+
+    def _ask_agents(self, samples: Sequence[Sample], root: Path) -> list[str]:
+        style, seed, answer = PromptSet(self.config.prompts), self.config.seed, self.config.answer
         reasoner, summarizer = (cached_chat(mount_model(self.config.base, self.layout.model(name))) for name in ("reasoner", "summarizer"))
-        answer = self.config.answer
         chains = sample_chains(
             samples, model=reasoner, prompts=style, samples_per_question=1, sampling=answer.reason_sampling, seed=seed, image_root=root
         )
@@ -110,20 +130,6 @@ class Workbench:
             image_root=root,
         )
         return [item.answer or "" for item in given]
-
-    def _make_sample(self, question: str, image: Image.Image) -> Sample:
-        stored = store_picture(image.convert("RGB"), out=self.material).name
-        return Sample(
-            id=make_id("vqa", question, stored),
-            images=(f"{self.material.relative_to(self.layout.root).as_posix()}/{stored}",),
-            question=question,
-            answer="",
-            answer_type="phrase",
-            family="vqa",
-            split="test",
-            source="assistant",
-            group=stored,
-        )
 
     def open_parts(self) -> CycleParts:
         """Everything for ``visloop.assistant.cycle``."""
@@ -141,7 +147,7 @@ class Workbench:
                 find_replay=lambda tool: self.replay,
                 inference=open_inference(assistant.reflection, chat=self.chat, prompts=prompts),
                 out=self.material,
-                prefix=self.material.relative_to(self.layout.root).as_posix(),
+                prefix=self.material_name,
             ),
             plan=plan_tuning(assistant.tools.tuning, validate=learning.validate),
             give_feedback=self.give_feedback,
@@ -168,13 +174,13 @@ class Workbench:
             read_lvis(folder / "annotations.json"),
             pictures=folder / "pictures",
             out=self.material,
-            prefix=self.material.relative_to(self.layout.root).as_posix(),
+            prefix=self.material_name,
         )
 
     def _open_search(self) -> ImageSearchProvider:
         folder = self.layout.collection / "image_search"
         found = FolderImageSearch(folder, out=self.material)
-        return ImageSearchProvider(found, prefix=self.material.relative_to(self.layout.root).as_posix())
+        return ImageSearchProvider(found, prefix=self.material_name)
 
     @cached_property
     def replay(self) -> tuple[Instance, ...]:
@@ -203,12 +209,8 @@ class Workbench:
 
     def save_image(self, image: Image.Image) -> str:
         """Keep a result's picture; its path relative to the data folder."""
-        data, digest = encode_png(image.convert("RGB"))
-        path = self.folder / PICTURES / digest[:2] / f"{digest}.png"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        return f"{self.shown}/{PICTURES}/{digest[:2]}/{digest}.png"
+        stored = store_picture(image.convert("RGB"), out=self.folder / PICTURES)
+        return f"{self.shown}/{PICTURES}/{stored.name}"
 
     def score(self, task: Task, trace: Trace) -> TaskScore:
         """The score of a run by ground truth. The result's picture is still in ``folder``."""
@@ -222,6 +224,22 @@ class Workbench:
         if self.people is not None and task.id in self.people.words:
             return judge_by_word(execution, trace, word=self.people.words[task.id], seen=self.people.seen[task.id])
         return make_feedback(trace, self.truths[task.id], score=self.score(task, trace))
+
+
+def _make_sample(question: str, image: Image.Image, *, root: Path) -> Sample:
+    """A question of the VQA tool as the agents read one, its picture below ``root``."""
+    stored = store_picture(image.convert("RGB"), out=root).name
+    return Sample(
+        id=make_id("vqa", question, stored),
+        images=(stored,),
+        question=question,
+        answer="",
+        answer_type="phrase",
+        family="vqa",
+        split="test",
+        source="assistant",
+        group=stored,
+    )
 
 
 def needs_llm(config: Config) -> bool:

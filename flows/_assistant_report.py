@@ -8,7 +8,7 @@ from typing import Any
 from flows._assistant_stages import read_predictions, read_tasks
 from flows._assistant_systems import FROZEN, FROZEN_PLAN, LEARNED, System
 from flows._layout import Layout
-from flows._records import read_json, write_bytes, write_json
+from flows._records import read_json, write_json
 from flows._round_stages import hash_stage
 from flows._stage import run_stage
 from flows._summary import stage_rows
@@ -18,6 +18,7 @@ from visloop.evaluation.plots import plot_curve, plot_families, plot_systems
 from visloop.evaluation.report import Report, read_report, write_report
 from visloop.records.assistant import Task
 from visloop.records.reasoning import Prediction
+from visloop.records.shards import write_bytes
 
 REPORT_NAME = "clova.json"
 Runs = Mapping[str, Sequence[Prediction]]

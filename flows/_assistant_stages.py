@@ -1,12 +1,12 @@
 """The stages of the assistant: tasks, learning data, the pools it starts with, one cycle, one evaluation of pools."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from flows._assistant_parts import Workbench, needs_llm
+from flows._folders import find_scratch
 from flows._layout import Layout
 from flows._people import PEOPLE_CODE, read_frozen
 from flows._records import read_json, write_json
@@ -37,7 +37,6 @@ _KNOWN_PARTS = ("replay", "base")
 """Parts of base words, known families and known wordings: what must not be forgotten."""
 RECORDS = ("traces", "feedback", "critiques", "instances", "outcomes")
 CYCLE_CODE = ("visloop.assistant", "visloop.tools", "visloop.evaluation.assistant")
-_STATES = "states"
 
 
 def draw_tasks(config: Config, layout: Layout) -> Any:
@@ -90,7 +89,7 @@ def _draw_part(part: str, kind: Any, tasks: TasksConfig, *, seed: int, place: Pa
 
 def _only_data(tasks: TasksConfig) -> dict[str, Any]:
     """The part of the task settings that decides which tasks there are."""
-    return {key: value for key, value in asdict(tasks).items() if key not in ("cycles", "only", "ablations", "batch")}
+    return {key: value for key, value in asdict(tasks).items() if key not in ("cycles", "only", "back_to", "tag", "ablations", "batch")}
 
 
 def draw_collection(config: Config, layout: Layout) -> Any:
@@ -183,7 +182,7 @@ def play_cycle(
         shown = target.relative_to(layout.root).as_posix()
         bench = Workbench(config, layout, truths=read_task_truths(layout), folder=place, shown=shown, people=words)
         tasks = take_stream(config, layout, number) if words is None else list(words.tasks)
-        pools, states = read_pools(start), place / _STATES
+        pools, states = read_pools(start), find_scratch(place) / "states"
         result = run_cycle(
             tasks,
             parts=bench.open_parts(),
@@ -196,6 +195,7 @@ def play_cycle(
             on_state=lambda state: save_state(state, states, tasks=tasks),
         )
         save_pools(result.pools, place)
+        bench.keep_material(result.records.instances)
         for name in RECORDS:
             write_shard(place / f"{name}.jsonl", getattr(result.records, name))
         write_json(
@@ -211,7 +211,6 @@ def play_cycle(
                 "pools": {"demonstrations": result.pools.demonstrations.hash, "prompts": result.pools.prompts.hash},
             },
         )
-        shutil.rmtree(states, ignore_errors=True)
         gate = {key: value for key, value in asdict(result.gate).items() if isinstance(value, float)}
         return {**{key: value for key, value in result.counts.items() if "/" not in key}, **gate}
 
@@ -273,9 +272,8 @@ def read_predictions(folder: Path, part: str) -> list[Prediction]:
 
 def find_next_cycle(config: Config, layout: Layout) -> int | None:
     """The first cycle that has not been played; None after the last."""
-    return next(
-        (number for number in range(1, config.assistant.tasks.cycles + 1) if not (layout.cycle(number) / "manifest.json").is_file()), None
-    )
+    number = layout.find_last_cycle() + 1
+    return number if number <= config.assistant.tasks.cycles else None
 
 
 def change_assistant(config: Config, **parts: Any) -> Config:

@@ -101,7 +101,7 @@ def list_ablations(config: Config, layout: Layout) -> list[System]:
     systems = []
     for name in config.assistant.tasks.ablations:
         title, change = ABLATIONS[name]
-        home, cycles = layout.assistant / "ablations" / name, config.assistant.tasks.cycles
+        home, cycles = layout.ablations / name, config.assistant.tasks.cycles
         systems.append(
             System(
                 title,

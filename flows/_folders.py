@@ -1,8 +1,9 @@
 """A stage's folder on disk: built aside, swapped in whole, continued after a crash, guarded against a second writer.
 
 While a stage runs, everything lies in ``<folder>/.stage/``: ``key`` (what is being built), ``build/`` (finished outputs),
-``shards/`` (one receipt per finished shard) and ``lock``. What an earlier run left in the folder stays whole until the new
-outputs are; then they replace it, ``manifest.json`` last, and ``.stage`` goes away.
+``shards/`` (one receipt per finished shard), ``scratch/`` (what a stage needs while it works, no output) and ``lock``. What an
+earlier run left in the folder stays whole until the new outputs are; then they replace it, ``manifest.json`` last, and ``.stage``
+goes away.
 """
 
 import json
@@ -19,9 +20,10 @@ from filelock import FileLock, Timeout
 from visloop.errors import DataError
 from visloop.ids import hash_file, hash_json, hash_tree
 from visloop.records.manifest import MANIFEST_NAME, Manifest, check_files, read_manifest, write_manifest
-from visloop.records.shards import write_text
+from visloop.records.shards import TEMPORARY, write_text
 
 STAGE_DIR = ".stage"
+_SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,36 @@ def hash_input(path: Path) -> str:
         raise DataError(f"{path} is missing; run the stage that writes it") from error
 
 
+def find_scratch(build: Path) -> Path:
+    """Where the work on ``build`` keeps what is no output: it outlives a kill, and goes when the outputs are in place."""
+    return build.parent / _SCRATCH
+
+
+@contextmanager
+def hold_lock(folder: Path, *, what: str) -> Iterator[None]:
+    """Hold ``folder/lock`` for this process; who holds it stands beside it. A process that dies lets go.
+
+    Raises:
+        DataError: another process holds it (``what`` says what it does), or the folder cannot be written.
+    """
+    owner = folder / "owner"
+    held = FileLock(folder / "lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    except Timeout as error:
+        who = owner.read_text().strip() if owner.is_file() else "another process"
+        raise DataError(f"{what} by {who}; wait for it, or stop it and run again") from error
+    except OSError as error:
+        held.release()
+        raise DataError(f"cannot write {folder}: {error.strerror}; free space or fix the permissions") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
 class StageFolder:
     """The folder of one stage and the work in progress inside it."""
 
@@ -54,6 +86,7 @@ class StageFolder:
         self.folder = folder
         self.stage_dir = folder / STAGE_DIR
         self.build = self.stage_dir / "build"
+        self.scratch = find_scratch(self.build)
         self._receipts = self.stage_dir / "shards"
         self._key_file = self.stage_dir / "key"
 
@@ -80,36 +113,24 @@ class StageFolder:
         Raises:
             DataError: another process is at work on it, or the folder cannot be written.
         """
-        owner = self.stage_dir / "owner"
-        held = FileLock(self.stage_dir / "lock", timeout=0)
-        try:
-            self.stage_dir.mkdir(parents=True, exist_ok=True)
-            held.acquire()
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        except Timeout as error:
-            who = owner.read_text().strip() if owner.is_file() else "another process"
-            raise DataError(f"{self.folder} is being written by {who}; wait for it, or stop it and run again") from error
-        except OSError as error:
-            held.release()
-            raise DataError(f"cannot write {self.stage_dir}: {error.strerror}; free space or fix the permissions") from error
-        try:
+        with hold_lock(self.stage_dir, what=f"{self.folder} is being written"):
             yield
-        finally:
-            held.release()
 
     def prepare(self, key: str) -> None:
         """Make ``build`` ready for ``key``: keep what an interrupted run with the same key left, drop the rest.
 
         Shards of a finished folder with the same key whose bytes are intact are taken over, so that only damaged ones are
-        made again.
+        made again. Files that a kill left half-written go.
         """
         if not self.has_leftovers(key):
-            for path in (self.build, self._receipts):
+            for path in (self.build, self._receipts, self.scratch):
                 if path.exists():
                     shutil.rmtree(path)
             write_text(self._key_file, key)
         self.build.mkdir(exist_ok=True)
         self._receipts.mkdir(exist_ok=True)
+        for path in (*self.build.rglob(TEMPORARY), *self.scratch.rglob(TEMPORARY)):
+            path.unlink()
         manifest = read_manifest(self.folder)
         if manifest is not None and manifest.key == key:
             damaged = check_files(self.folder, manifest)
@@ -121,6 +142,7 @@ class StageFolder:
     def discard_build(self) -> None:
         """Empty ``build``: for work that cannot continue from what a killed run left."""
         shutil.rmtree(self.build)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self.build.mkdir()
 
     def read_receipt(self, name: str) -> Receipt | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visloop.config import Config
+from visloop.records.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,22 @@ class Layout:
 
     def cycle(self, number: int) -> Path:
         return self.root / self.cycles / f"{number:02d}"
+
+    def find_last_cycle(self) -> int:
+        """The cycle whose pools are the assistant's: the last of those that are finished, one after the other."""
+        number = 0
+        while (self.cycle(number + 1) / MANIFEST_NAME).is_file():
+            number += 1
+        return number
+
+    @property
+    def undone(self) -> Path:
+        """Cycles that were taken back, by rollback."""
+        return self.root / self.cycles / "undone"
+
+    @property
+    def ablations(self) -> Path:
+        return self.assistant / "ablations"
 
     def feedback(self, number: int) -> Path:
         """What people said that cycle ``number`` learns from."""

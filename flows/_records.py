@@ -52,11 +52,5 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """A copy of a stage's output outside of its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows._evaluation_stages import CHAIN_METRICS, Reasoner, read_systems
 from flows._layout import Layout
-from flows._records import read_json, read_split, read_truths, write_bytes, write_json
+from flows._records import read_json, read_split, read_truths, write_json
 from flows._round_stages import hash_stage
 from flows._stage import run_stage
 from flows._summary import stage_rows
@@ -26,7 +26,7 @@ from visloop.evaluation.plots import plot_chain_matrix, plot_families, plot_roun
 from visloop.evaluation.report import Report, read_report, write_report
 from visloop.evaluation.systems import answer_majority
 from visloop.records.reasoning import AssessedPath, Prediction, ReasoningPath
-from visloop.records.shards import read_shard, read_shards
+from visloop.records.shards import read_shard, read_shards, write_bytes
 
 REPORT_NAME = "insight_v.json"
 

@@ -107,7 +107,8 @@ def run_stage(
         config: the part of the configuration that decides the outputs, with the seed: a dataclass or a JSON-able mapping.
         code: modules or packages of visloop that do the work; what they import counts too.
         work: writes its outputs into the folder it is given and returns counts.
-        resumable: whether ``work`` continues from what a killed run left in that folder (checkpoints); otherwise it is empty.
+        resumable: whether ``work`` continues from what a killed run left in that folder, or in ``find_scratch`` of it (checkpoints);
+            otherwise both are empty.
         resources: models that ``work`` uses; released at the end.
         retries: how often Prefect tries again after an error that may pass.
         ignore: config keys, at any depth, that do not enter the key.
@@ -119,7 +120,7 @@ def run_stage(
     stage = _Stage(name, folder, inputs, config, code, resources, retries, ignore)
 
     def build(place: StageFolder) -> tuple[Counts, dict[str, dict[str, float]], int, int, bool]:
-        continued = resumable and any(place.build.iterdir())
+        continued = resumable and (any(place.build.iterdir()) or place.scratch.is_dir())
         if not resumable:
             place.discard_build()
         counts = stage.call(name, work, place.build)

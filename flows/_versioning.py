@@ -22,6 +22,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from yaml import YAMLError
 
 from flows._entry import compose_config
+from flows._git_tags import tag_stages
 from flows._layout import Layout
 from visloop.config import Config, TrackingConfig
 from visloop.errors import ConfigError, DataError
@@ -85,7 +86,10 @@ def record_flow(flow: str, config: Config) -> Recorded:
         stages = [f"rounds@{config.rounds.only}"]
     if flow == "reflect_learn":
         stages = ["assistant_data", *(f"cycles@{number}" for number in list_cycles(config))]
-    return record_outs(stages, root=root)
+    recorded = record_outs(stages, root=root)
+    if flow in ("reflect_learn", "clova") and config.assistant.tasks.tag:
+        tag_stages({f"cycles@{number}": f"cycle/{number:02d}" for number in list_cycles(config)}, root=root)
+    return recorded
 
 
 def record_outs(stages: Sequence[str], *, root: Path) -> Recorded:
@@ -216,15 +220,15 @@ def run_dvc(*arguments: str, root: Path, patience: float = _LOCKED_SECONDS) -> s
 
 
 def list_cycles(config: Config) -> list[int]:
-    """The cycles whose folders are finished."""
-    layout, cycles = Layout.from_config(config), range(1, config.assistant.tasks.cycles + 1)
-    return [number for number in cycles if (layout.cycle(number) / "manifest.json").is_file()]
+    """The cycles that count, of those that ``config`` has."""
+    last = Layout.from_config(config).find_last_cycle()
+    return list(range(1, min(last, config.assistant.tasks.cycles) + 1))
 
 
 def _forget_round(config: Config) -> Config:
-    """``rounds.only`` and ``assistant.tasks.only`` say which part of the work a call does, ``tracking`` where its history is kept; none of
-    them what comes out."""
-    tasks = replace(config.assistant.tasks, only=None)
+    """``rounds.only``, ``assistant.tasks.only`` and the like say which part of the work a call does, ``tracking`` where its history is
+    kept; none of them what comes out."""
+    tasks = replace(config.assistant.tasks, only=None, back_to=None, tag=True)
     return replace(
         config, rounds=replace(config.rounds, only=None), assistant=replace(config.assistant, tasks=tasks), tracking=TrackingConfig()
     )

@@ -145,7 +145,8 @@ class RunFinder:
         layout = self._layout
         shards = [*layout.tasks.glob("*.jsonl"), *layout.feedback(0).parent.glob("*/tasks.jsonl")]
         tasks = {task.id: task for shard in shards if shard.name != _TRUTHS for task in read_shard(shard, Task)}
-        traces = [trace for shard in layout.cycle(0).parent.glob("*/traces.jsonl") for trace in read_shard(shard, Trace)]
+        shards = [*layout.undone.glob("*/*/traces.jsonl"), *layout.cycle(0).parent.glob("*/traces.jsonl")]
+        traces = [trace for shard in shards for trace in read_shard(shard, Trace)]
         return {trace.id: PageRun(task=tasks[trace.task_id], trace=trace) for trace in traces if trace.task_id in tasks}
 
 

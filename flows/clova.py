@@ -7,6 +7,7 @@ from prefect import flow
 from flows._assistant_report import REPORT_NAME, make_assistant_report, publish_assistant_report
 from flows._assistant_stages import examine_pools, play_cycle
 from flows._assistant_systems import System, list_ablations, list_curve, list_frozen
+from flows._cycle_history import hold_cycles
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
 from flows._run import open_flow_run
@@ -22,8 +23,9 @@ def clova(values: dict[str, Any]) -> None:
     """Tasks, all cycles, every row of the table, curve and report."""
     config = from_plain(values)
     layout = Layout.from_config(config)
-    with open_flow_run("clova", config) as run:
+    with hold_cycles(layout), open_flow_run("clova", config) as run:
         prepare_tasks(config, layout, run)
+        layout.ablations.mkdir(exist_ok=True)  # an output of the DVC stage, also of a run without ablations
         for number in range(1, config.assistant.tasks.cycles + 1):
             teach(config, layout, run, number)
         print_cycles(config, layout)

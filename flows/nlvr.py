@@ -12,7 +12,7 @@ from prefect import flow
 
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
-from flows._records import read_json, write_bytes, write_json
+from flows._records import read_json, write_json
 from flows._run import open_flow_run
 from flows._stage import run_stage
 from flows._summary import open_console
@@ -32,6 +32,7 @@ from visloop.evaluation.nlvr_search import (
 from visloop.evaluation.plots import plot_curve
 from visloop.evaluation.report import Report, read_report, write_report
 from visloop.evaluation.tables import build_systems_table, render_rich
+from visloop.records.shards import write_bytes
 from visloop.tools.toolbox import open_toolbox
 
 REPORT_NAME = "nlvr_search.json"

@@ -5,32 +5,29 @@ from typing import Any
 from prefect import flow
 from rich.table import Table
 
-from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle, play_cycle, read_tasks, start_pools
+from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle, play_cycle, start_pools
 from flows._checks import run_assistant_gate
+from flows._cycle_history import hold_cycles
+from flows._cycle_runs import find_cycle_runs, log_cycle
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
-from flows._people import CYCLE_GATES, find_frozen, freeze_words, list_frozen, read_frozen
+from flows._people import CYCLE_GATES, find_frozen, freeze_words, list_frozen
 from flows._records import read_json
 from flows._run import open_flow_run
 from flows._summary import open_console
-from flows._traces import log_traces
 from flows._tracking import TrackedRun
 from flows._versioning import add_folders
 from visloop.config import Config
-from visloop.records.assistant import Critique, Feedback, Trace
-from visloop.records.shards import read_shard
-
-SHOWN_TRACES = 24
-"""Runs per cycle that are shown in MLflow: each costs about a tenth of a second."""
 
 
 @flow(name="reflect_learn")
 def reflect_learn(values: dict[str, Any]) -> None:
     """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read. Behind
-    the cycles of the drawn stream each call plays one on what people said since (``make page``, MLflow's pages)."""
+    the cycles of the drawn stream each call plays one on what people said since (``make page``, MLflow's pages). A second process that
+    is started meanwhile is refused."""
     config = from_plain(values)
     layout = Layout.from_config(config)
-    with open_flow_run("reflect_learn", config) as run:
+    with hold_cycles(layout), open_flow_run("reflect_learn", config) as run:
         prepare_tasks(config, layout, run)
         only = config.assistant.tasks.only
         number = find_next_cycle(config, layout) if only is None else only
@@ -43,6 +40,8 @@ def reflect_learn(values: dict[str, Any]) -> None:
             played = config.assistant.tasks.cycles
             open_console().print(f"all {played} cycles of the stream have been played, and nobody said anything new")
             return
+        if number > 1:
+            settle_cycle(config, layout, run, number - 1)
         teach(config, layout, run, number)
         print_cycles(config, layout)
         version_people(layout)
@@ -65,17 +64,20 @@ def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
 
 
 def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
-    """Play one cycle and enter it into the history: a child run with its counts, the gate's figures and the hashes of its pools."""
-    folder, people = layout.cycle(number), find_frozen(config, layout, number)
+    """Play one cycle, check it and enter it into the history."""
+    people = find_frozen(config, layout, number)
     with run.open_child(f"cycle {number}", step=number) as child:
         child.log_stage(play_cycle(config, layout, number=number, people=people))
         check_cycle(config, layout, number)
-        show_traces(config, layout, child, number)
-        report = read_json(folder / "report.json")
-        gate = {key: value for key, value in report["gate"].items() if isinstance(value, int | float)}
-        child.log_round({**report["counts"], **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
-        child.set_tags({f"pool.{name}": digest for name, digest in report["pools"].items()})
-        child.log_json(folder / "report.json")
+        log_cycle(config, layout, child, number)
+
+
+def settle_cycle(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
+    """What a call that was killed, or stopped by a gate, left open behind a finished cycle: the next one starts only from a good one."""
+    check_cycle(config, layout, number)
+    if not find_cycle_runs(layout, run, number):
+        with run.open_child(f"cycle {number}", step=number) as child:
+            log_cycle(config, layout, child, number)
 
 
 def check_cycle(config: Config, layout: Layout, number: int) -> None:
@@ -94,20 +96,6 @@ def check_cycle(config: Config, layout: Layout, number: int) -> None:
             traces=folder if suite == "critiques" else None,
             more=find_frozen(config, layout, number),
         )
-
-
-def show_traces(config: Config, layout: Layout, child: TrackedRun, number: int) -> None:
-    """The first runs of a cycle as MLflow traces, with a span per program step and the feedback beside them."""
-    folder, people = layout.cycle(number), find_frozen(config, layout, number)
-    tasks = [*read_tasks(layout, "stream"), *(read_frozen(people).tasks if people else ())]
-    log_traces(
-        read_shard(folder / "traces.jsonl", Trace),
-        {item.trace_id: item for item in read_shard(folder / "feedback.jsonl", Feedback)},
-        tracked=child,
-        critiques=read_shard(folder / "critiques.jsonl", Critique),
-        tasks={task.id: task for task in tasks},
-        limit=SHOWN_TRACES,
-    )
 
 
 def print_cycles(config: Config, layout: Layout) -> None:

@@ -12,7 +12,7 @@ from prefect import flow
 from flows._entry import from_plain, run_flow
 from flows._evaluation_stages import CHAIN_METRICS, Reasoner, examine_reasoner
 from flows._layout import Layout
-from flows._records import read_json, write_bytes
+from flows._records import read_json
 from flows._run import open_flow_run
 from flows._stage import run_stage
 from flows._summary import open_console
@@ -24,7 +24,7 @@ from visloop.evaluation.plots import plot_scaling
 from visloop.evaluation.report import Report, read_report, write_report
 from visloop.evaluation.tables import build_systems_table, render_rich
 from visloop.records.reasoning import Prediction
-from visloop.records.shards import read_shard
+from visloop.records.shards import read_shard, write_bytes
 
 METRICS = CHAIN_METRICS[:3]
 

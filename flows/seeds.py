@@ -14,7 +14,6 @@ from prefect import flow
 from flows._entry import from_plain, run_flow, to_plain
 from flows._evaluation_stages import CHAIN_METRICS, list_reasoners, read_systems
 from flows._layout import Layout
-from flows._records import write_bytes
 from flows._run import open_flow_run
 from flows._stage import run_stage
 from flows._summary import open_console
@@ -24,7 +23,7 @@ from visloop.evaluation.metrics import Outcomes, Paired, combine_seeds, compare_
 from visloop.evaluation.report import Report, read_report, write_report
 from visloop.evaluation.tables import build_tables, render_rich
 from visloop.records.reasoning import Prediction
-from visloop.records.shards import read_shard
+from visloop.records.shards import read_shard, write_bytes
 
 REPORT_NAME = "insight_v_seeds.json"
 LAST = "two agents + all accepted rounds"

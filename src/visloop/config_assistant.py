@@ -238,7 +238,8 @@ class TasksConfig:
     """The tasks of a run: which kinds, and how many of each in the stream of instructions with feedback, in the test set, among the base
     tasks that measure forgetting, and in the replay and held-out sets that a cycle's gate reads.
 
-    ``only`` plays one cycle; None: the next one. ``batch`` tasks are run side by side before any is learned from (None: a whole cycle).
+    ``only`` plays one cycle; None: the next one. ``back_to`` is the last cycle that a rollback keeps. ``tag``: name each cycle's
+    version by a git tag where DVC records it. ``batch`` tasks are run side by side before any is learned from (None: a whole cycle).
     ``ablations`` are the rows of the table that are learned anew, by name.
     """
 
@@ -250,6 +251,8 @@ class TasksConfig:
     held_out: int = 20
     cycles: int = 4
     only: int | None = None
+    back_to: int | None = None
+    tag: bool = True
     batch: int | None = None
     ablations: list[str] = field(default_factory=list)
     novel_share: float = 0.5

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from visloop.chat.images import load_image
 from visloop.errors import DataError
 from visloop.records.reasoning import Sample, Split
+from visloop.records.shards import write_bytes
 
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 
@@ -122,12 +122,10 @@ def import_image(source: Path | bytes, *, out: Path, limits: ImageLimits | None 
 
 
 def _store_bytes(data: bytes, *, suffix: str, out: Path) -> StoredImage:
+    """Write an encoded picture under its content hash; what is there already is not written again."""
     digest = hashlib.sha256(data).hexdigest()
     path = out / digest[:2] / f"{digest}{suffix}"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         # a file under its hash is never half-written, so that finding it means having it
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            file.write(data)
-        os.replace(file.name, path)
+        write_bytes(path, data, sync=False)
     return StoredImage(f"{digest[:2]}/{path.name}", digest)

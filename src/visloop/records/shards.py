@@ -25,8 +25,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the whole new one, also after a crash.
+TEMPORARY = ".*.tmp"
+"""Names of files that are not whole yet. A killed process may leave one."""
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write ``data`` so that a reader sees the old file or the whole new one, also after a crash.
+
+    Args:
+        sync: wait until the disk has it, so that it outlives the machine too; without it only the process may die.
 
     Raises:
         DataError: the disk is full or the folder cannot be written; the old file is untouched.
@@ -34,16 +41,22 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = ""
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
             temporary = file.name
-            file.write(text)
+            file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error.strerror}; free space or fix the permissions and run again") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all; see ``write_bytes``."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_shard(path: Path, records: Iterable[Any]) -> int:

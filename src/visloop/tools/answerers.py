@@ -187,7 +187,7 @@ class BlipAnswerer:
             for item in (item for item, result in right if _says(result, item)):
                 _, _, features = self._encode([(item.question, open_picture(self.root, item.image))])
                 entry = PromptEntry(
-                    id=make_id(self.owner, ANCHORS, self.model_name, item.image, item.question),
+                    id=make_id(self.owner, ANCHORS, self.model_name, Path(item.image).name, item.question),
                     tool=self.owner,
                     concept=ANCHORS,
                     backend=self.backend,
