@@ -7,7 +7,7 @@ the user has set wins.
 import os
 from pathlib import Path
 
-from flows._servers import OWNER
+from flows._servers import OWNER, choose_server
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,10 +40,11 @@ DEFAULTS = {
 
 
 def set_environment() -> None:
-    """Switch telemetry off and set the defaults of this project where the user has said nothing."""
+    """Switch telemetry off, set the defaults of this project where the user has said nothing, use the standing server if there is one."""
     for name, value in {**TELEMETRY_OFF, **DEFAULTS}.items():
         os.environ.setdefault(name, value)
     os.environ[OWNER] = str(os.getpid())
+    choose_server()
 
 
 def set_hub_offline(*, local: bool) -> None:
