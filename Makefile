@@ -11,6 +11,9 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 UI_PORT ?= 5000
+SERVER_PORT ?= 4200
+SLOTS ?= 1
+LIMIT ?= 2
 ARGS ?=
 
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
@@ -19,7 +22,8 @@ TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/vis
 	src/visloop/assistant src/visloop/tools/base.py src/visloop/tools/values.py src/visloop/tools/signatures.py src/visloop/tools/prompt_pool.py \
 	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
-	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py
+	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py \
+	flows/_liveness.py flows/_progress.py flows/_artifacts.py flows/operations
 
 # No telemetry, from this Makefile's children either.
 export DO_NOT_TRACK := 1
@@ -104,6 +108,26 @@ bench: $(INSTALLED) ## speed and memory against named baselines; results in benc
 ui: $(INSTALLED) ## MLflow's pages on http://127.0.0.1:5000 (UI_PORT=...)
 	@$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(UI_PORT)
 
+.PHONY: server
+server: $(INSTALLED) ## Prefect's and MLflow's servers in the background, on 127.0.0.1 (SERVER_PORT=4200 UI_PORT=5000)
+	@$(RUN) -m flows.operations server --port $(SERVER_PORT) --ui-port $(UI_PORT)
+
+.PHONY: worker
+worker: $(INSTALLED) ## the worker that starts what is due, in the background (LIMIT=2 flow runs at once)
+	@$(RUN) -m flows.operations worker --limit $(LIMIT)
+
+.PHONY: deploy
+deploy: $(INSTALLED) ## register the deployments of prefect.yaml (SLOTS=1 run of a queue at once)
+	@$(RUN) -m flows.operations deploy --slots $(SLOTS)
+
+.PHONY: status
+status: $(INSTALLED) ## services, deployments, runs; closes runs that a crash left open
+	@$(RUN) -m flows.operations status
+
+.PHONY: stop
+stop: $(INSTALLED) ## stop worker, running flows and servers
+	@$(RUN) -m flows.operations stop
+
 .PHONY: clean
 clean: ## caches and Hydra's output folders; results stay
 	@rm -rf outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -111,5 +135,6 @@ clean: ## caches and Hydra's output folders; results stay
 
 .PHONY: distclean
 distclean: clean ## back to a fresh checkout: also the environment and every result that git does not track
-	@rm -rf $(VENV) .prefect mlruns .embedded .dvc/cache .dvc/tmp .dvc-remote
+	@if [ -x $(RUN) ] && [ -d .prefect/services ]; then $(RUN) -m flows.operations stop; fi
+	rm -rf $(VENV) .prefect mlruns .embedded .dvc/cache .dvc/tmp .dvc-remote
 	[ ! -d data ] || git clean -qfdX data

@@ -8,10 +8,11 @@ from typing import Any, get_args
 
 from flows._assistant_parts import Workbench, needs_llm
 from flows._layout import Layout
+from flows._progress import StageProgress
 from flows._records import read_json, write_json
 from flows._stage import run_stage
 from visloop.assistant.cycle import run_cycle
-from visloop.assistant.cycle_state import Pools, load_state, save_state
+from visloop.assistant.cycle_state import CycleState, Pools, load_state, save_state
 from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrations, save_demonstrations
 from visloop.assistant.runs import run_tasks
 from visloop.chat.weights import resolve_model
@@ -177,6 +178,12 @@ def play_cycle(config: Config, layout: Layout, *, number: int, folder: Path | No
     def work(place: Path) -> dict[str, float]:
         bench = Workbench(config, layout, truths=read_task_truths(layout), folder=place, shown=target.relative_to(layout.root).as_posix())
         tasks, pools, states = take_stream(config, layout, number), read_pools(start), place / _STATES
+        progress = StageProgress(f"cycle {number}")
+
+        def keep(state: CycleState) -> None:
+            save_state(state, states, tasks=tasks)
+            progress(state.position / len(tasks))
+
         result = run_cycle(
             tasks,
             parts=bench.open_parts(),
@@ -186,7 +193,7 @@ def play_cycle(config: Config, layout: Layout, *, number: int, folder: Path | No
             held_out=read_tasks(layout, "held_out"),
             known=frozenset((owner, word) for owner, word in read_json(start / "report.json")["known"]),
             state=load_state(states, tasks=tasks),
-            on_state=lambda state: save_state(state, states, tasks=tasks),
+            on_state=keep,
         )
         save_pools(result.pools, place)
         for name in RECORDS:

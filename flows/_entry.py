@@ -172,6 +172,8 @@ def start_flow(flow_function: "Flow[[dict[str, Any]], Any]", overrides: Sequence
         ConfigError: an unknown key, group or option, or a value of a wrong type; the key is named.
     """
     _running.flow = flow_function.fn.__name__
+    for name in ("flows", "visloop"):  # whose lines the worker sends to the run's page
+        logging.getLogger(name).setLevel(logging.INFO)
     _quiet_logs()
     config = compose_config(overrides)
     set_hub_offline(local=not needs_hub(config))

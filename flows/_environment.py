@@ -27,7 +27,7 @@ DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
     # The run's own log lines and the table of stages are for the terminal; Prefect's go to its database and to the log file.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "30",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # Several forks of tokenizers in one process tree dead-lock; shards are batched, so its threads bring nothing.
     "TOKENIZERS_PARALLELISM": "false",

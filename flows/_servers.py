@@ -15,6 +15,9 @@ import psutil
 OWNER = "VISLOOP_SERVER_OWNER"
 """Set by ``set_environment`` to the id of the flow's process; a server inherits it."""
 
+ADDRESS_FILE = "prefect.toml"
+_ADDRESS_HEAD = "# Written by `make server`, removed by `make stop`: where the `prefect` command finds this project's server.\n"
+
 _CLOCK_SLACK = 2.0
 """Seconds by which two readings of one process's start may differ: the clock may be set meanwhile."""
 
@@ -64,7 +67,7 @@ class ProcessName:
         """Whether it still runs here; a process that only waits to be collected by its parent does not."""
         try:
             process = psutil.Process(self.pid)
-            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.started) < _CLOCK_SLACK
+            return bool(process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.started) < _CLOCK_SLACK)
         except psutil.NoSuchProcess:
             return False
 
@@ -103,11 +106,27 @@ def write_service(name: str, record: ServiceRecord) -> None:
 def choose_server() -> None:
     """Let this process use the standing server, where there is one and the user has named no other.
 
-    A server that was killed leaves its address in ``prefect.toml``; an empty PREFECT_API_URL makes Prefect start a temporary one.
+    Where there is none, its address may still lie in the working directory (the server was killed, or belongs to another
+    PREFECT_HOME): an empty PREFECT_API_URL makes Prefect start a temporary server all the same.
     """
+    if "PREFECT_API_URL" in os.environ:
+        return
     record = read_service("server")
-    if record is not None and "PREFECT_API_URL" not in os.environ:
-        os.environ["PREFECT_API_URL"] = f"{record.url}/api" if record.process.is_alive else ""
+    if record is not None and record.process.is_alive:
+        os.environ["PREFECT_API_URL"] = f"{record.url}/api"
+    elif is_address_file(Path(ADDRESS_FILE)):
+        os.environ["PREFECT_API_URL"] = ""
+
+
+def write_address_file(folder: Path, *, url: str) -> None:
+    """Leave the address of the standing server where the ``prefect`` command looks for it when it is called in ``folder``."""
+    text = f'{_ADDRESS_HEAD}home = "{os.environ["PREFECT_HOME"]}"\n\n[api]\nurl = "{url}/api"\n'
+    (folder / ADDRESS_FILE).write_text(text, encoding="utf-8")
+
+
+def is_address_file(path: Path) -> bool:
+    """Whether ``write_address_file`` wrote it; a user may have a ``prefect.toml`` of another origin."""
+    return path.is_file() and path.read_text(encoding="utf-8").startswith(_ADDRESS_HEAD)
 
 
 def stop_orphaned_servers() -> list[int]:

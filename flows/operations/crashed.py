@@ -80,7 +80,8 @@ def _close(client: "SyncPrefectClient", run: "FlowRun", reason: str) -> None:
     from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed
 
+    this_run = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(str(run.id))]))
     open_tasks = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])))
-    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(str(run.id))])), task_run_filter=open_tasks):
+    for task_run in client.read_task_runs(flow_run_filter=this_run, task_run_filter=open_tasks):
         client.set_task_run_state(task_run.id, Crashed(message=reason), force=True)
     client.set_flow_run_state(run.id, Crashed(message=reason), force=True)

@@ -4,7 +4,8 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Service:
     is_ready: Callable[[], bool]
     url: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
-    patience: float = 180.0
+    patience: float = 300.0
 
 
 def check_port(port: int, *, variable: str) -> None:
@@ -57,16 +58,21 @@ def check_port(port: int, *, variable: str) -> None:
             raise ConfigError(f"port {port} of {HOST} is taken by another program; choose a free one: {variable}=NUMBER") from error
 
 
-def start_service(service: Service, *, folder: Path) -> ServiceRecord:
-    """Start a service in ``folder`` and wait until it answers; one that runs already is left as it is.
+def start_services(services: Sequence[Service], *, folder: Path) -> list[ServiceRecord]:
+    """Start services in ``folder`` side by side and wait until all answer; one that runs already is left as it is.
 
     Raises:
-        ServiceError: it ended, or did not answer in time; the end of its log is shown.
+        ServiceError: one ended, or did not answer in time; the end of its log is shown. What was started with it goes on.
     """
-    record = read_service(service.name)
-    if record is not None and record.process.is_alive:
-        return record
-    stop_service(service.name)  # children of a killed one
+    for service in services:
+        record = read_service(service.name)
+        if record is None or not record.process.is_alive:
+            stop_service(service.name)  # children of a killed one
+            _launch(service, folder=folder)
+    return [_await(service) for service in services]
+
+
+def _launch(service: Service, *, folder: Path) -> None:
     log = locate_service(service.name, suffix=".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
@@ -79,14 +85,19 @@ def start_service(service: Service, *, folder: Path) -> ServiceRecord:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # it outlives this terminal, and its children can be found by the session
         )
-    record = ServiceRecord(ProcessName.of(process.pid), service.url)
-    write_service(service.name, record)
+    write_service(service.name, ServiceRecord(ProcessName.of(process.pid), service.url))
+
+
+def _await(service: Service) -> ServiceRecord:
+    record = read_service(service.name)
+    assert record is not None
     deadline = time.monotonic() + service.patience
     while not service.is_ready():
-        ended = process.poll() is not None
+        ended = not record.process.is_alive
         if ended or time.monotonic() > deadline:
+            log = locate_service(service.name, suffix=".log")
             stop_service(service.name)
-            what = f"ended with code {process.returncode}" if ended else f"did not answer within {service.patience:.0f} s"
+            what = "ended" if ended else f"did not answer within {service.patience:.0f} s"
             raise ServiceError(f"{service.name} {what}; the end of {log}:\n{_read_end(log)}")
         time.sleep(_POLL_SECONDS)
     return record
@@ -160,16 +171,14 @@ def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Proces
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
 def _signal(send: Callable[[], None]) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         send()
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _read_end(log: Path) -> str:

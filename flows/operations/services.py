@@ -7,16 +7,13 @@ import urllib.request
 from pathlib import Path
 
 from flows._environment import PROJECT_ROOT
-from flows._servers import ServiceRecord, read_service
+from flows._servers import ADDRESS_FILE, ServiceRecord, is_address_file, read_service, write_address_file
 from flows.operations.deployments import POOL, WORKER, open_client
-from flows.operations.processes import HOST, Service, ServiceError, check_port, start_service
+from flows.operations.processes import HOST, Service, ServiceError, check_port, start_services
 from visloop.errors import ConfigError
 
 WORKDIR = "VISLOOP_WORKDIR"
 """Folder in which runs work, with ``data/`` and ``mlruns/``; the project's own by default."""
-
-_PREFECT_FILE = "prefect.toml"
-_PREFECT_HEAD = "# Written by `make server`, removed by `make stop`: where the `prefect` command finds this project's server.\n"
 
 
 def find_workdir() -> Path:
@@ -47,9 +44,8 @@ def start_servers(*, port: int, ui_port: int) -> list[ServiceRecord]:
         record = read_service(service.name)
         if record is None or not record.process.is_alive:
             check_port(number, variable=variable)
-    records = [start_service(service, folder=folder) for service in services]
-    text = f'{_PREFECT_HEAD}home = "{os.environ["PREFECT_HOME"]}"\n\n[api]\nurl = "{records[0].url}/api"\n'
-    (folder / _PREFECT_FILE).write_text(text, encoding="utf-8")
+    records = start_services(services, folder=folder)
+    write_address_file(folder, url=records[0].url)
     return records
 
 
@@ -70,12 +66,12 @@ def start_worker(*, limit: int) -> ServiceRecord:
             "PYTHONPATH": os.pathsep.join(python_path),
             "PREFECT_API_URL": f"{server.url}/api",
             # The worker's log is its terminal, and what our own modules say belongs to a run's page as well.
-            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "20",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,visloop",
         },
         is_ready=_worker_is_online,
     )
-    return start_service(worker, folder=folder)
+    return start_services([worker], folder=folder)[0]
 
 
 def require_server() -> ServiceRecord:
@@ -92,8 +88,8 @@ def require_server() -> ServiceRecord:
 
 def forget_server() -> None:
     """Remove the address of a server that was stopped, where it is this project's file."""
-    path = find_workdir() / _PREFECT_FILE
-    if path.is_file() and path.read_text(encoding="utf-8").startswith(_PREFECT_HEAD):
+    path = find_workdir() / ADDRESS_FILE
+    if is_address_file(path):
         path.unlink()
 
 
