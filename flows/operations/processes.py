@@ -15,6 +15,8 @@ from flows._servers import ProcessName, ServiceRecord, locate_service, read_serv
 from visloop.errors import ConfigError, VisloopError
 
 HOST = "127.0.0.1"
+_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
+"""The worker sets it for the process of a flow run; what that process starts inherits it."""
 _POLL_SECONDS = 0.25
 _LOG_LINES = 15
 
@@ -67,7 +69,7 @@ def start_services(services: Sequence[Service], *, folder: Path) -> list[Service
     for service in services:
         record = read_service(service.name)
         if record is None or not record.process.is_alive:
-            stop_service(service.name)  # children of a killed one
+            stop_service(service.name)  # what a killed one has left
             _launch(service, folder=folder)
     return [_await(service) for service in services]
 
@@ -104,14 +106,17 @@ def _await(service: Service) -> ServiceRecord:
 
 
 def stop_service(name: str, *, grace: float = 30.0) -> bool:
-    """Stop a service and what it started; whether there was anything to stop. The pid file goes away."""
+    """Stop a service and what it started; whether there was anything to stop. The pid file goes away.
+
+    Flows of a worker that was killed are not touched: they go on to their end. A worker that is asked to stop ends its flows itself.
+    """
     record = read_service(name)
     if record is None:
         return False
     family = _find_session(record.process)
     if record.process.is_alive:
         leader = psutil.Process(record.process.pid)
-        leader.terminate()
+        _signal(leader.terminate)
         _wait([leader], grace)
     end_processes([*family, *_find_session(record.process)], grace=5.0)
     locate_service(name).unlink(missing_ok=True)
@@ -134,7 +139,7 @@ def find_flow_processes() -> dict[str, psutil.Process]:
     for process in psutil.process_iter():
         try:
             environment = process.environ()
-            run_id = environment.get("PREFECT__FLOW_RUN_ID")
+            run_id = environment.get(_RUN_VARIABLE)
             if run_id and environment.get("PREFECT_HOME") == os.environ["PREFECT_HOME"] and process.status() != psutil.STATUS_ZOMBIE:
                 # Children inherit the variable: the one that started first is the run's own.
                 known = found.get(run_id)
@@ -146,14 +151,17 @@ def find_flow_processes() -> dict[str, psutil.Process]:
 
 
 def _find_session(leader: ProcessName) -> list[psutil.Process]:
-    """Living processes of the session that ``leader`` opened, itself included; the number is not given away while one of them lives."""
+    """Living processes of the session that ``leader`` opened, itself included, flows of a worker excluded.
+
+    The number of a session is not given away while one of them lives.
+    """
     members = []
     for process in psutil.process_iter():
         try:
             same = os.getsid(process.pid) == leader.pid and process.create_time() >= leader.started - 2
-            if same and process.status() != psutil.STATUS_ZOMBIE:
+            if same and process.status() != psutil.STATUS_ZOMBIE and _RUN_VARIABLE not in process.environ():
                 members.append(process)
-        except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError, PermissionError):
             continue
     return members
 
