@@ -14,6 +14,7 @@ UI_PORT ?= 5000
 SERVER_PORT ?= 4200
 SLOTS ?= 1
 LIMIT ?= 2
+PAGE_PORT ?= 7860
 ARGS ?=
 
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
@@ -23,7 +24,8 @@ TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/vis
 	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
 	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py \
-	flows/_liveness.py flows/_progress.py flows/_artifacts.py flows/operations
+	flows/_liveness.py flows/_progress.py flows/_artifacts.py flows/operations \
+	flows/_people.py flows/_words.py flows/_answer_traces.py apps
 
 # No telemetry, from this Makefile's children either.
 export DO_NOT_TRACK := 1
@@ -72,11 +74,15 @@ demo-clova: $(INSTALLED) ## the assistant's loop alone: instructions with feedba
 
 .PHONY: test
 test: lint ## everything that CI asks: lint, then all tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## the pipeline killed with -9 and started again, until it ends like one that was not (minutes)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m chaos $(ARGS)
+
+.PHONY: test-random
+test-random: $(INSTALLED) ## the property tests with new random examples
+	@HYPOTHESIS_PROFILE=random OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -n 2 --dist loadfile tests/unit tests/prompts $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(INSTALLED) ## tests without those marked slow
@@ -128,13 +134,17 @@ status: $(INSTALLED) ## services, deployments, runs; closes runs that a crash le
 stop: $(INSTALLED) ## stop worker, running flows and servers
 	@$(RUN) -m flows.operations stop
 
+.PHONY: page
+page: $(INSTALLED) ## ask, see every step, say right or wrong: http://127.0.0.1:7860 (PAGE_PORT=... ARGS="experiment=...")
+	@$(RUN) -m apps.page --port $(PAGE_PORT) $(ARGS)
+
 .PHONY: clean
 clean: ## caches and Hydra's output folders; results stay
 	@rm -rf outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find src flows tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src flows apps tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: distclean
 distclean: clean ## back to a fresh checkout: also the environment and every result that git does not track
 	@if [ -x $(RUN) ] && [ -d .prefect/services ]; then $(RUN) -m flows.operations stop; fi
 	rm -rf $(VENV) .prefect mlruns .embedded .dvc/cache .dvc/tmp .dvc-remote
-	[ ! -d data ] || git clean -qfdX data
+	[ ! -d data ] || git clean -qfdx data

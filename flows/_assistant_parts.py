@@ -9,6 +9,7 @@ from PIL import Image
 
 from flows._layout import Layout
 from flows._mounts import mount_model
+from flows._people import FrozenWords
 from visloop.assistant.critics import open_critic, open_inference
 from visloop.assistant.interpreter import Execution
 from visloop.assistant.material import TeachingSources, adapt_tuning, plan_tuning
@@ -23,6 +24,7 @@ from visloop.datasets.image_search import FolderImageSearch
 from visloop.datasets.images import store_picture
 from visloop.datasets.lvis import read_lvis
 from visloop.evaluation.assistant import TaskScore, make_feedback, score_task
+from visloop.evaluation.people import judge_by_word
 from visloop.ids import make_id, seed_for
 from visloop.prompts.render import PromptSet
 from visloop.reasoning.agents import sample_chains, summarize_chains
@@ -48,11 +50,21 @@ class Workbench:
     """The parts of one configuration: models and tools are opened once, on first use, and shared by all cycles and evaluations.
 
     ``folder`` takes the pictures that runs leave; records name them by ``shown``, its path relative to the data folder: a
-    stage writes into a folder that is moved when it is finished.
+    stage writes into a folder that is moved when it is finished. ``people`` judge their own tasks; ``truths`` all others.
     """
 
-    def __init__(self, config: Config, layout: Layout, *, truths: Mapping[str, TaskTruth], folder: Path, shown: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        *,
+        truths: Mapping[str, TaskTruth],
+        folder: Path,
+        shown: str,
+        people: FrozenWords | None = None,
+    ) -> None:
         self.config, self.layout, self.truths, self.folder, self.shown = config, layout, truths, folder, shown
+        self.people = people
 
     @property
     def assistant(self) -> AssistantConfig:
@@ -205,9 +217,11 @@ class Workbench:
         return score_task(trace, self.truths[task.id], task=task, data=self.layout.root)
 
     def give_feedback(self, execution: Execution, trace: Trace) -> Feedback:
-        """What ground truth says of a run: the only door through which it enters a cycle."""
-        score = self.score(execution.job.task, trace)
-        return make_feedback(trace, self.truths[execution.job.task.id], score=score)
+        """What is said of a run: by a person's word where one judged this task, else by ground truth, which enters a cycle here only."""
+        task = execution.job.task
+        if self.people is not None and task.id in self.people.words:
+            return judge_by_word(execution, trace, word=self.people.words[task.id], seen=self.people.seen[task.id])
+        return make_feedback(trace, self.truths[task.id], score=self.score(task, trace))
 
 
 def needs_llm(config: Config) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from flows._assistant_parts import Workbench, needs_llm
 from flows._layout import Layout
+from flows._people import PEOPLE_CODE, read_frozen
 from flows._progress import StageProgress
 from flows._records import read_json, write_json
 from flows._stage import run_stage
@@ -171,13 +172,19 @@ def _learning_config(config: Config) -> dict[str, Any]:
     return {**parts, "llm": asdict(config.llm) if needs_llm(config) else None, "prompts": PromptSet("full").hash}
 
 
-def play_cycle(config: Config, layout: Layout, *, number: int, folder: Path | None = None, before: Path | None = None) -> Any:
-    """Stage: one cycle over its share of the stream. It goes on from the last task that a killed run finished."""
+def play_cycle(
+    config: Config, layout: Layout, *, number: int, folder: Path | None = None, before: Path | None = None, people: Path | None = None
+) -> Any:
+    """Stage: one cycle over its share of the stream, or over what people said (``people``, their frozen feedback). It goes on from the
+    last task that a killed run finished."""
     target, start = folder or layout.cycle(number), before or layout.cycle(number - 1)
 
     def work(place: Path) -> dict[str, float]:
-        bench = Workbench(config, layout, truths=read_task_truths(layout), folder=place, shown=target.relative_to(layout.root).as_posix())
-        tasks, pools, states = take_stream(config, layout, number), read_pools(start), place / _STATES
+        words = None if people is None else read_frozen(people)
+        shown = target.relative_to(layout.root).as_posix()
+        bench = Workbench(config, layout, truths=read_task_truths(layout), folder=place, shown=shown, people=words)
+        tasks = take_stream(config, layout, number) if words is None else list(words.tasks)
+        pools, states = read_pools(start), place / _STATES
         progress = StageProgress(f"cycle {number}")
 
         def keep(state: CycleState) -> None:
@@ -218,15 +225,21 @@ def play_cycle(config: Config, layout: Layout, *, number: int, folder: Path | No
     return run_stage(
         f"cycle {number}" if folder is None else f"cycle {number} {target.parent.name}",
         folder=target,
-        inputs={"tasks": layout.tasks, "collection": layout.collection, "pools": start, **tool_inputs(config.assistant)},
+        inputs={
+            "tasks": layout.tasks,
+            "collection": layout.collection,
+            "pools": start,
+            **tool_inputs(config.assistant),
+            **({} if people is None else {"people": people}),
+        },
         config={
             "assistant": _learning_config(config),
-            "cycles": config.assistant.tasks.cycles,
+            **({"cycles": config.assistant.tasks.cycles} if people is None else {}),
             "batch": config.assistant.tasks.batch,
             "number": number,
             "seed": config.seed,
         },
-        code=CYCLE_CODE,
+        code=CYCLE_CODE if people is None else (*CYCLE_CODE, PEOPLE_CODE),
         work=work,
         resumable=True,
     )

@@ -14,6 +14,7 @@ from visloop.config import Config
 from visloop.errors import DataError
 from visloop.ids import hash_tree
 from visloop.records.assistant import Task, Trace
+from visloop.records.reasoning import Sample
 from visloop.records.shards import read_shard
 from visloop.tools.prompt_pool import TENSORS_NAME
 
@@ -38,6 +39,7 @@ def run_gate(
     files: Sequence[str] | None = None,
     paths: Mapping[str, str] | None = None,
     folder: Path | None = None,
+    more: Path | None = None,
 ) -> None:
     """Check the records of a finished stage before the next one reads them.
 
@@ -47,13 +49,14 @@ def run_gate(
         records: the stage's folder.
         files: only these files of it; by default every shard.
         paths: sample id by path id, for suites that follow chains.
+        more: a folder whose ``samples.jsonl`` are known samples too (people's questions).
 
     Raises:
         GateError: a rule is broken; the rows are named and set aside.
     """
 
     def work(place: Path) -> dict[str, float]:
-        samples = read_samples(layout)
+        samples = read_samples(layout) + ([] if more is None else read_shard(more / "samples.jsonl", Sample))
         context = GateContext.from_samples(
             samples if suite != "samples" else [], data=layout.root, paths=paths, max_unjudged_rate=config.assess.max_unjudged_rate
         )
@@ -62,7 +65,7 @@ def run_gate(
     run_stage(
         f"gate {name}",
         folder=folder or layout.gate(name),
-        inputs={"records": records, "raw": layout.raw},
+        inputs={"records": records, "raw": layout.raw, **({} if more is None else {"more": more})},
         config={
             "suite": suite,
             "files": list(files or ()),
@@ -85,6 +88,7 @@ def run_assistant_gate(
     files: Sequence[str] | None = None,
     traces: Path | None = None,
     folder: Path | None = None,
+    more: Path | None = None,
 ) -> None:
     """Check the assistant's records of a finished stage before the next one reads them.
 
@@ -96,6 +100,7 @@ def run_assistant_gate(
         files: only these files of ``records``; by default every shard (of a task set every shard with tasks).
         traces: the shard with the runs that critiques are about, or the folder that has it as ``traces.jsonl``.
         folder: another place for the result.
+        more: a folder whose ``tasks.jsonl`` are known tasks too (what people asked).
 
     Raises:
         GateError: a rule is broken; the rows are named and set aside.
@@ -106,8 +111,9 @@ def run_assistant_gate(
     def work(place: Path) -> dict[str, float]:
         whole_set = suite == "tasks" and not files
         shards = _list_tasks(records) if whole_set else _list_shards(records, files)
+        known = _list_tasks(tasks) + ([] if more is None else [more / "tasks.jsonl"])
         context = AssistantContext.from_tasks(
-            [task for shard in _list_tasks(tasks) for task in read_shard(shard, Task)] if suite != "tasks" else [],
+            [task for shard in known for task in read_shard(shard, Task)] if suite != "tasks" else [],
             data=layout.root,
             traces=None if runs is None else read_shard(runs, Trace),
             config=config.assistant,
@@ -118,7 +124,12 @@ def run_assistant_gate(
     run_stage(
         f"gate {name}",
         folder=folder or layout.gate(name),
-        inputs={"records": records, "tasks": tasks, **({} if runs is None else {"traces": runs})},
+        inputs={
+            "records": records,
+            "tasks": tasks,
+            **({} if runs is None else {"traces": runs}),
+            **({} if more is None else {"more": more}),
+        },
         config={"suite": suite, "files": list(files or ()), "limits": _select_limits(suite, config), "rules": hash_tree(_ASSISTANT_RULES)},
         code=["visloop.records", "visloop.assistant.checks"],
         work=work,

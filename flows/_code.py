@@ -2,14 +2,31 @@
 
 import ast
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from visloop.errors import ConfigError
 from visloop.ids import hash_file, hash_json, hash_text
 
 PROJECT_PACKAGE = "visloop"
+
+Found = TypeVar("Found")
+
+
+def _once_per_version(read: Callable[[Path], Found]) -> Callable[[Path], Found]:
+    """``read(path)``, computed again only when the file was written again: a flow asks for the same hundred files at every stage."""
+
+    @cache
+    def remember(path: Path, _written: int, _size: int) -> Found:
+        return read(path)
+
+    def look_up(path: Path) -> Found:
+        stat = path.stat()
+        return remember(path, stat.st_mtime_ns, stat.st_size)
+
+    return look_up
 
 
 def hash_code(names: Iterable[str]) -> str:
@@ -25,7 +42,7 @@ def hash_code(names: Iterable[str]) -> str:
     entries = {name: _hash_module(_locate(name)) for name in modules}
     for folder in sorted({_locate(name).parent for name in modules}):
         package = _package_of(folder)
-        entries |= {f"{package}/{file.relative_to(folder).as_posix()}": hash_file(file) for file in _data_files(folder)}
+        entries |= {f"{package}/{file.relative_to(folder).as_posix()}": _hash_bytes(file) for file in _data_files(folder)}
     return hash_json(entries)
 
 
@@ -70,7 +87,7 @@ def _close(names: tuple[str, ...]) -> list[str]:
         if path.name == "__init__.py" and name in names and name != PROJECT_PACKAGE:
             below = (file for file in path.parent.rglob("*.py") if "__pycache__" not in file.parts)
             waiting += [_name_of(file) for file in below]
-        waiting += _list_imports(path, name)
+        waiting += _list_imports(path)
     return sorted(seen)
 
 
@@ -79,9 +96,19 @@ def _name_of(file: Path) -> str:
     return ".".join((PROJECT_PACKAGE, *(parts[:-1] if parts[-1] == "__init__" else parts)))
 
 
-def _list_imports(path: Path, name: str) -> Iterator[str]:
+@_once_per_version
+def _hash_bytes(path: Path) -> str:
+    return hash_file(path)
+
+
+@_once_per_version
+def _list_imports(path: Path) -> tuple[str, ...]:
     """Modules of the project that this file imports, also inside functions."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return tuple(_find_imports(path))
+
+
+def _find_imports(path: Path) -> Iterator[str]:
+    package = _package_of(path.parent)
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == PROJECT_PACKAGE)
@@ -95,6 +122,7 @@ def _list_imports(path: Path, name: str) -> Iterator[str]:
                 yield from (f"{source}.{alias.name}" for alias in node.names if _exists(f"{source}.{alias.name}"))
 
 
+@_once_per_version
 def _hash_module(path: Path) -> str:
     tree = ast.parse(path.read_bytes(), filename=str(path))
     for node in ast.walk(tree):

@@ -72,6 +72,19 @@ class Layout:
     def cycle(self, number: int) -> Path:
         return self.root / self.cycles / f"{number:02d}"
 
+    def feedback(self, number: int) -> Path:
+        """What people said that cycle ``number`` learns from."""
+        return self.root / "feedback" / self.cycles / f"{number:02d}"
+
+    def questions(self, number: int) -> Path:
+        """People's questions among the prompts of round ``number``."""
+        return self.round(number) / "people"
+
+    @property
+    def page(self) -> Path:
+        """What was asked on the page: a file per run, and the pictures."""
+        return self.root / "page"
+
     def gate(self, name: str) -> Path:
         return self.root / "gates" / name
 

@@ -65,6 +65,12 @@ class Lazy(Generic[Resource]):
             self.loads += 1
         return self._value
 
+    def refresh(self) -> None:
+        """Let an open instance drop what it remembers of past requests, where it has a ``forget()``."""
+        forget = getattr(self._value, "forget", None)
+        if callable(forget):
+            forget()
+
     def release(self) -> None:
         """Drop the instance, after its ``close()`` where it has one."""
         value, self._value = self._value, None
@@ -155,6 +161,9 @@ def run_sharded_stage(
     stage = _Stage(name, folder, inputs, config, code, resources, retries, ignore, parts=[[shard.name, shard.payload] for shard in shards])
 
     def make(shard: Shard[Payload], path: Path) -> Receipt:
+        # What a chat keeps of other shards decides which rows are computed together, and so the last bits of the logits.
+        for resource in resources:
+            resource.refresh()
         counts = work(shard, path)
         if not path.is_file():
             raise DataError(f"shard {shard.name} wrote no file {path}")

@@ -101,7 +101,7 @@ def read_new_feedback(experiment: str, *, mlruns: Path, consumed: Collection[str
     query = f"tag.`{TRACE_TAG}` IS NOT NULL AND feedback.`{VERDICT}` IS NOT NULL"
     said: dict[str, tuple[int, Feedback]] = {}
     for trace in _search(client, found.experiment_id, query):
-        for moment, entry in _read_people(trace.info, client):
+        for _, moment, entry in read_people(trace.info, client):
             if entry.id not in consumed:
                 said.setdefault(entry.id, (moment, entry))
     return [entry for _, entry in sorted(said.values(), key=lambda item: (item[0], item[1].id))]
@@ -230,7 +230,7 @@ def _log_feedback(info: Any, entry: Feedback, *, client: PatientClient) -> None:
     from mlflow.entities import AssessmentSource
 
     given = {assessment.metadata.get(FEEDBACK_KEY) for assessment in info.assessments if assessment.metadata}
-    if entry.id in given or (entry.source == "person" and entry.id in {known.id for _, known in _read_people(info, client)}):
+    if entry.id in given or (entry.source == "person" and entry.id in {known.id for *_, known in read_people(info, client)}):
         return
     source = AssessmentSource(source_type="HUMAN" if entry.source == "person" else "CODE", source_id=entry.source)
     named: dict[str, Any] = {"trace_id": info.trace_id, "source": source, "metadata": {FEEDBACK_KEY: entry.id}}
@@ -241,8 +241,8 @@ def _log_feedback(info: Any, entry: Feedback, *, client: PatientClient) -> None:
     call_patiently(lambda: mlflow.log_feedback(name=VERDICT, value=entry.accepted, rationale=entry.text or None, **named))
 
 
-def _read_people(info: Any, client: PatientClient) -> list[tuple[int, Feedback]]:
-    """What people said of one trace in MLflow itself, a record per person with the moment (ms) of their last word."""
+def read_people(info: Any, client: PatientClient) -> list[tuple[str, int, Feedback]]:
+    """What people said of one trace in MLflow or on the page: per person their name, the moment (ms) of their last word, and the record."""
     own = [item for item in info.assessments if item.source.source_type == "HUMAN" and not (item.metadata or {}).get(FEEDBACK_KEY)]
     valid = sorted((item for item in own if item.valid is not False and _is_about_run(item, info, client)), key=_moment)
     verdicts = {item.source.source_id: item for item in valid if item.name == VERDICT and item.feedback is not None}
@@ -265,7 +265,7 @@ def _read_people(info: Any, client: PatientClient) -> list[tuple[int, Feedback]]
             text=text,
             source="person",
         )
-        entries.append((max(_moment(item), _moment(wanted) if wanted else 0), entry))
+        entries.append((person, max(_moment(item), _moment(wanted) if wanted else 0), entry))
     return entries
 
 

@@ -44,6 +44,7 @@ FLOW_STAGES: dict[str, tuple[str, ...]] = {
 
 PARAMS_NAME, OVERRIDES_KEY = "params.yaml", "overrides"
 _LOCK_SIGNS = ("Unable to acquire lock", "is busy, it is being blocked by")
+_OVERLAP_SIGN = "overlaps with an output of stage"
 _LOCKED_SECONDS = 120.0
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,38 @@ def record_outs(stages: Sequence[str], *, root: Path) -> Recorded:
     message = f"recorded with DVC: {', '.join(stages)} ({seconds:.1f} s)"
     _log.info(message)
     return Recorded(state="recorded", stages=tuple(stages), seconds=seconds, message=message)
+
+
+def add_folders(folders: Sequence[Path], *, data: Path) -> Recorded:
+    """Version folders that no stage of ``dvc.yaml`` makes, each by a pointer ``<folder>.dvc`` beside it, which belongs into git.
+
+    For what comes from people: it cannot be made again, so it is versioned whatever the settings are. A folder that a stage of ``dvc.yaml``
+    has as its output (a short stream's cycle 4) is left to that stage. Bytes that are recorded already cost as much as starting DVC.
+
+    Args:
+        data: the data folder; where it lies in no DVC project, nothing is done.
+
+    Raises:
+        DataError: a folder is missing, or DVC cannot record it.
+    """
+    started = time.perf_counter()
+    root = find_project(data)
+    if root is None:
+        return _skip("no_project", f"{data} belongs to no DVC project: {', '.join(map(str, folders))} are not versioned")
+    set_scm(root)
+    names = []
+    for name in (folder.resolve().relative_to(root).as_posix() for folder in folders):
+        try:
+            run_dvc("add", name, root=root)
+            names.append(name)
+        except DataError as error:
+            if _OVERLAP_SIGN not in str(error):
+                raise
+            _log.warning("%s is an output of a stage of dvc.yaml and left to `dvc commit`", name)
+    seconds = round(time.perf_counter() - started, 2)
+    message = f"recorded with DVC: {', '.join(f'{name}.dvc' for name in names)} ({seconds:.1f} s)"
+    _log.info(message)
+    return Recorded(state="recorded", stages=tuple(names), seconds=seconds, message=message)
 
 
 def push_outs(*, root: Path, remote: str | None = None) -> None:

@@ -1,6 +1,7 @@
 """Improve the reasoner by rounds of DPO, M_1..M_T, each on pairs sampled from the model before it (Insight-V 3.4)."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -8,6 +9,7 @@ from prefect import flow
 from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
+from flows._people import freeze_questions, read_questions
 from flows._registry import register_model
 from flows._round_stages import (
     choose_prompts,
@@ -79,7 +81,9 @@ def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> 
     head = read_head(layout, before=number)
     model = layout.root / head["model"]
     with run.open_child(f"M_{number}", step=number) as child:
-        prompts = choose_prompts(config, layout, number)
+        people = freeze_questions(config, layout, number)
+        asked = read_questions(people)
+        prompts = [*choose_prompts(config, layout, number), *asked]
         child.log_stage(
             sample_folder(
                 config,
@@ -99,8 +103,9 @@ def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> 
                 config, layout, name=f"round {number} assessed", samples=prompts, source=folder / "paths", folder=folder / "assessed"
             )
         )
-        _gate(config, layout, number=number, suite="paths")
-        _gate(config, layout, number=number, suite="assessed")
+        more = people if asked else None
+        _gate(config, layout, number=number, suite="paths", more=more)
+        _gate(config, layout, number=number, suite="assessed", more=more)
         pairs = make_pairs(config, layout, number=number, samples=prompts)
         child.log_stage(pairs)
         child.log_json(folder / "pairs" / "report.json")
@@ -108,7 +113,7 @@ def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> 
             child.log_stage(note_stop(config, layout, number=number, reason="no_pairs"))
             return
         sample_ids = {item.path.id: item.path.sample_id for item in read_shards(folder / "assessed", AssessedPath)}
-        _gate(config, layout, number=number, suite="pairs", paths=sample_ids)
+        _gate(config, layout, number=number, suite="pairs", paths=sample_ids, more=more)
         child.log_stage(train_round(config, layout, number=number, model=model))
         child.log_history(folder / "model" / "training.json", prefix="dpo")
         child.log_stage(validate_model(config, layout, model=folder / "model", folder=folder / "validation", name=f"M_{number}"))
@@ -127,7 +132,9 @@ def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> 
         )
 
 
-def _gate(config: Config, layout: Layout, *, number: int, suite: str, paths: dict[str, str] | None = None) -> None:
+def _gate(
+    config: Config, layout: Layout, *, number: int, suite: str, paths: dict[str, str] | None = None, more: Path | None = None
+) -> None:
     folder = layout.round(number)
     run_gate(
         f"{suite}_{number:02d}",
@@ -137,6 +144,7 @@ def _gate(config: Config, layout: Layout, *, number: int, suite: str, paths: dic
         layout=layout,
         paths=paths,
         folder=folder / "gates" / suite,
+        more=more,
     )
 
 

@@ -8,11 +8,13 @@ from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle
 from flows._checks import run_assistant_gate
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
+from flows._people import CYCLE_GATES, find_frozen, freeze_words, list_frozen, read_frozen
 from flows._records import read_json
 from flows._run import open_flow_run
 from flows._summary import open_console, show_tables
 from flows._traces import log_traces
 from flows._tracking import TrackedRun
+from flows._versioning import add_folders
 from visloop.config import Config
 from visloop.evaluation.tables import Table
 from visloop.records.assistant import Critique, Feedback, Trace
@@ -24,7 +26,8 @@ SHOWN_TRACES = 24
 
 @flow(name="reflect_learn")
 def reflect_learn(values: dict[str, Any]) -> None:
-    """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read."""
+    """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read. Behind
+    the cycles of the drawn stream each call plays one on what people said since (``make page``, MLflow's pages)."""
     config = from_plain(values)
     layout = Layout.from_config(config)
     with open_flow_run("reflect_learn", config) as run:
@@ -34,10 +37,23 @@ def reflect_learn(values: dict[str, Any]) -> None:
         if number == 0:
             return
         if number is None:
-            open_console().print(f"all {config.assistant.tasks.cycles} cycles have been played; raise assistant.tasks.cycles for more")
+            number = freeze_words(config, layout)
+        if number is None:
+            version_people(layout)  # what a run that was killed at its end left
+            played = config.assistant.tasks.cycles
+            open_console().print(f"all {played} cycles of the stream have been played, and nobody said anything new")
             return
         teach(config, layout, run, number)
         print_cycles(config, layout)
+        version_people(layout)
+
+
+def version_people(layout: Layout) -> None:
+    """Record with DVC what people said and the cycles that learned from it, as far as that has not been done."""
+    folders = [folder for number in list_frozen(layout) for folder in (layout.feedback(number), layout.cycle(number))]
+    missing = [folder for folder in folders if folder.is_dir() and not folder.with_name(f"{folder.name}.dvc").is_file()]
+    if missing:
+        add_folders(missing, data=layout.root)
 
 
 def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
@@ -50,11 +66,11 @@ def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
 
 def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
     """Play one cycle and enter it into the history: a child run with its counts, the gate's figures and the hashes of its pools."""
-    folder = layout.cycle(number)
+    folder, people = layout.cycle(number), find_frozen(config, layout, number)
     with run.open_child(f"cycle {number}", step=number) as child:
-        child.log_stage(play_cycle(config, layout, number=number))
+        child.log_stage(play_cycle(config, layout, number=number, people=people))
         check_cycle(config, layout, number)
-        show_traces(layout, child, number)
+        show_traces(config, layout, child, number)
         report = read_json(folder / "report.json")
         gate = {key: value for key, value in report["gate"].items() if isinstance(value, int | float)}
         child.log_round({**report["counts"], **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
@@ -65,7 +81,7 @@ def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
 def check_cycle(config: Config, layout: Layout, number: int) -> None:
     """The gates behind a cycle: the next one starts from these records only if they pass."""
     folder = layout.cycle(number)
-    for suite in ("traces", "critiques", "instances", "demonstrations", "prompts"):
+    for suite in CYCLE_GATES:
         apart = suite in ("demonstrations", "prompts")
         run_assistant_gate(
             f"cycle_{number:02d}_{suite}",
@@ -76,18 +92,20 @@ def check_cycle(config: Config, layout: Layout, number: int) -> None:
             layout=layout,
             tasks=layout.tasks,
             traces=folder if suite == "critiques" else None,
+            more=find_frozen(config, layout, number),
         )
 
 
-def show_traces(layout: Layout, child: TrackedRun, number: int) -> None:
+def show_traces(config: Config, layout: Layout, child: TrackedRun, number: int) -> None:
     """The first runs of a cycle as MLflow traces, with a span per program step and the feedback beside them."""
-    folder = layout.cycle(number)
+    folder, people = layout.cycle(number), find_frozen(config, layout, number)
+    tasks = [*read_tasks(layout, "stream"), *(read_frozen(people).tasks if people else ())]
     log_traces(
         read_shard(folder / "traces.jsonl", Trace),
         {item.trace_id: item for item in read_shard(folder / "feedback.jsonl", Feedback)},
         tracked=child,
         critiques=read_shard(folder / "critiques.jsonl", Critique),
-        tasks={task.id: task for task in read_tasks(layout, "stream")},
+        tasks={task.id: task for task in tasks},
         limit=SHOWN_TRACES,
     )
 
@@ -95,7 +113,7 @@ def show_traces(layout: Layout, child: TrackedRun, number: int) -> None:
 def print_cycles(config: Config, layout: Layout) -> None:
     """What became of each cycle so far."""
     rows = []
-    for number in range(1, config.assistant.tasks.cycles + 1):
+    for number in [*range(1, config.assistant.tasks.cycles + 1), *list_frozen(layout)]:
         path = layout.cycle(number) / "report.json"
         if path.is_file():
             report = read_json(path)

@@ -347,6 +347,29 @@ def test_one_model_serves_all_shards_and_is_released(tmp_path: Path) -> None:
     assert (again.loads, Model.closed) == (1, 2)
 
 
+def test_a_model_forgets_before_every_shard(tmp_path: Path) -> None:
+    """Else a shard's last bits would depend on which shards the same process made before."""
+
+    class Model:
+        seen: list[str]
+
+        def __init__(self) -> None:
+            self.seen = []
+
+        def forget(self) -> None:
+            self.seen = []
+
+    model = Lazy(Model)
+
+    def work(shard: Shard[Any], path: Path) -> Mapping[str, float]:
+        model.get().seen.append(shard.name)
+        assert model.get().seen == [shard.name]
+        return Counter()(shard, path)
+
+    _run(tmp_path / "squares", work, resources=[model])
+    assert model.loads == 1
+
+
 def test_shards_must_exist_once_and_be_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no shards, its input is empty"):
         _run(tmp_path / "squares", Counter(), shards=[])

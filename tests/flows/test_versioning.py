@@ -16,6 +16,7 @@ from flows._entry import compose_config
 from flows._environment import PROJECT_ROOT
 from flows._versioning import (
     FLOW_STAGES,
+    add_folders,
     called_by_dvc,
     find_project,
     push_outs,
@@ -291,3 +292,21 @@ def read_stages() -> dict[str, dict[str, Any]]:
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     stages: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return stages
+
+
+def test_what_people_said_is_versioned_by_pointers_that_git_sees(project: Path, tmp_path: Path) -> None:
+    """Folders of no stage: git is shown the pointers and nothing else of the data; the bytes come back, also in a clone."""
+    shutil.copy(PROJECT_ROOT / ".gitignore", project / ".gitignore")
+    folder = project / "data" / "feedback" / "cycles" / "05"
+    folder.mkdir(parents=True)
+    (folder / "feedback.jsonl").write_text("{}\n")
+    recorded = add_folders([folder], data=project / "data")
+    assert (recorded.state, recorded.stages) == ("recorded", ("data/feedback/cycles/05",))
+    new = git(project, "status", "--porcelain", "--untracked-files=all", "data").split()[1::2]
+    assert new == ["data/feedback/cycles/05.dvc"]
+    shutil.rmtree(folder)
+    run_dvc("checkout", "data/feedback/cycles/05.dvc", root=project)
+    assert (folder / "feedback.jsonl").read_text() == "{}\n"
+    run_by_hand(project, "rounds/1")
+    assert add_folders([project / "data" / "rounds" / "1"], data=project / "data").stages == ()  # a stage's output is left to its stage
+    assert add_folders([folder], data=tmp_path / "elsewhere").state == "no_project"

@@ -73,11 +73,9 @@ def places(boxes, located) -> set[int]:
 
 def test_without_prompts_the_text_features_are_the_models_own(encoder):
     texts = ["circle", "red circle", "dotted blue square"]
-    encoded = encoder.processor.tokenizer(texts, padding=True, return_tensors="pt")
+    tokenized = [encoder.processor.tokenizer([text], return_tensors="pt") for text in texts]
     with torch.no_grad():
-        plain = F.normalize(
-            encoder.model.get_text_features(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).pooler_output, dim=-1
-        )
+        plain = torch.cat([F.normalize(encoder.model.get_text_features(**encoded).pooler_output, dim=-1) for encoded in tokenized])
     first = encoder.encode_texts(texts)
     prompted = encoder.encode_prompted(texts, torch.randn(3, 4, encoder.prompt_width))
     encoder._texts.clear()

@@ -17,7 +17,7 @@ from visloop.records.assistant import Instance, PromptEntry
 from visloop.scenes.workshop import WORKSHOP, WORKSHOP_BASE
 from visloop.tools.base import ToolCall
 from visloop.tools.clip_tools import make_clip_tools
-from visloop.tools.naming import combine_prompts, weigh_prompts
+from visloop.tools.naming import WEIGHT_STEPS, combine_prompts, weigh_prompts
 from visloop.tools.prompt_pool import LearnedPrompt, PromptPool, load_pool, save_pool
 from visloop.tools.tuning import draw_folds, fit_prompt, split_instances
 
@@ -189,11 +189,11 @@ def test_the_ensemble_is_a_softmax_over_similarities():
     first, second = weigh_prompts(prompts, features, tuning=tuning)
     share = float(np.exp(1) / (np.exp(1) + np.exp(0)))
     assert [(prompt.entry.id, weight) for prompt, weight in first] == [
-        ("a", pytest.approx(share, abs=0.006)),
-        ("b", pytest.approx(1 - share, abs=0.006)),
+        ("a", pytest.approx(share, abs=0.5 / WEIGHT_STEPS)),
+        ("b", pytest.approx(1 - share, abs=0.5 / WEIGHT_STEPS)),
     ]
     assert [prompt.entry.id for prompt, _ in second] == ["b", "a"]
-    assert combine_prompts(first)[0, 0].item() == pytest.approx(share * 1.0 + (1 - share) * 3.0, abs=0.02)
+    assert combine_prompts(first)[0, 0].item() == pytest.approx(share * 1.0 + (1 - share) * 3.0, abs=2 / WEIGHT_STEPS)
     (single,) = weigh_prompts(prompts, features[:1], tuning=PromptTuning(ensemble=1))
     assert [(prompt.entry.id, weight) for prompt, weight in single] == [("b", 1.0)]
 

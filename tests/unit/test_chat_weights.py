@@ -53,6 +53,14 @@ def test_missing_folder_is_no_hub_id(shipped: Path, name: str) -> None:
         weights.resolve_model(name)
 
 
+def test_the_recorded_name_does_not_say_where_the_project_lies(shipped: Path, tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place / "models" / "reasoner").mkdir(parents=True)
+    names = {weights.name_model(str(tmp_path / place / "models" / "reasoner")) for place in ("here", "there")}
+    assert names == {"models/reasoner"} == {weights.name_model("here/models/reasoner")}
+    assert [weights.name_model(name) for name in ("embedded/base", "Qwen/Qwen2-VL-7B")] == ["embedded/base", "Qwen/Qwen2-VL-7B"]
+
+
 def test_stamp_tells_rewritten_weights(shipped: Path) -> None:
     folder = shipped / "weights" / "base"
     before = weights.stamp_weights(str(folder))

@@ -33,6 +33,7 @@ WIDE_WORLD = WorldSpec(
     canvas=96,
     objects=(3, 9),
 )
+THIN = {("bar", "small"), ("pillar", "small")}
 WORLDS = st.sampled_from([DEFAULT_WORLD, WIDE_WORLD])
 SEEDS = st.integers(0, 2**40)
 BOXES = st.sampled_from([1, 3])
@@ -131,8 +132,11 @@ def test_every_object_shows_its_color_and_pattern_and_empty_cells_are_grey(seed:
             distances = {name: np.linalg.norm(colored - rgb, axis=1).mean() for name, rgb in palette.items()}
             assert len(colored) >= 8
             assert min(distances, key=distances.__getitem__) == entry.color
-            dark = int((pixels.max(axis=1) < 75).sum())
-            assert dark >= 4 if entry.pattern == "striped" else dark == 0
+            # A neighbour's stripes may reach over the border: only the inside counts.
+            inside = read_cell(picture, column=column, row=row, grid=spec.grid, margin=2)
+            dark = int((inside.max(axis=1) < 75).sum())
+            # A small bar is thinner than the way from one stripe to the next.
+            assert dark == 0 if entry.pattern == "plain" else dark >= 4 or (entry.shape, entry.size) in THIN
 
 
 @settings(deadline=None, max_examples=40)

@@ -10,6 +10,7 @@ any case (``Image=``). Whether tools, keys and types are right is asked by ``che
 
 import math
 import re
+from functools import lru_cache
 from typing import Final
 
 from visloop.assistant.program import Argument, Literal, Program, Reference, Statement
@@ -42,6 +43,7 @@ class ProgramSyntaxError(ProgramError):
         self.line, self.column, self.step = line, column, step
 
 
+@lru_cache(maxsize=4096)
 def parse_program(text: str) -> Program:
     """The syntax tree of a program text. Blank lines are skipped; ``Statement.line`` counts them.
 

@@ -5,16 +5,16 @@ A wording that no demonstration has gives a poor alignment; one stored demonstra
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from visloop.assistant.alignment import align_words, fit_phrases
+from visloop.assistant.alignment import Alignment, align_words, fit_phrases
 from visloop.assistant.composition import asks_yes_no, compose_programs, split_instruction
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.filling import fill_template
 from visloop.assistant.grammar import parse_program
-from visloop.assistant.lexicon import Lexicon, build_lexicon, split_words
+from visloop.assistant.lexicon import Lexicon, Word, build_lexicon, split_words
 from visloop.assistant.proposals import (
     FailedAttempt,
     FindSignature,
@@ -80,12 +80,33 @@ class SlotFillingPlanner:
     def list_candidates(self, task: Task, *, pool: DemonstrationPool, repair: bool = False) -> list[Candidate]:
         """All readings of a task's instruction that can be run and use every known concept, best first; programs differ. In ``repair``
         every form is tried, and also with slots filled loosely."""
+        lexicon, _, _ = self._prepare(pool)
+        found: dict[str, Candidate] = {}
+        for reading in self._list_readings(task, pool=pool, repair=repair):
+            if (candidate := reading.fill()) is not None:
+                self._keep(candidate, found, task, lexicon)
+        return sorted(found.values(), key=lambda candidate: -candidate.score)
+
+    def _find_first(self, task: Task, *, pool: DemonstrationPool, failed: Collection[str]) -> Candidate | None:
+        """The best of ``list_candidates`` that is none of the ``failed`` programs. Programs are written and checked only until then."""
+        lexicon, _, _ = self._prepare(pool)
+        for reading in sorted(self._list_readings(task, pool=pool), key=lambda reading: -reading.alignment.score):
+            candidate = reading.fill()
+            if candidate is None or find_unused(task.instruction, candidate.program, lexicon=lexicon):
+                continue
+            fresh = not failed or normalize_program(candidate.program) not in failed
+            if fresh and not find_problems(candidate.program, task=task, find_signature=self.find_signature):
+                return candidate
+        return None
+
+    def _list_readings(self, task: Task, *, pool: DemonstrationPool, repair: bool = False) -> list["_Reading"]:
+        """The instruction read as each form of the nearest demonstrations, the nearest form first."""
         lexicon, encoder, templates = self._prepare(pool)
         words = split_words(task.instruction)
-        found: dict[str, Candidate] = {}
         entries = pool.find("program", "success", task.kind)
         nearest = retrieve(task.instruction, entries, encoder=encoder, most=len(entries))
         forms: set[Hashable] = set()
+        readings: list[_Reading] = []
         for entry, _ in reversed(nearest):
             template = self._template_of(entry, lexicon, templates)
             if template is None or template.form in forms:
@@ -94,14 +115,9 @@ class SlotFillingPlanner:
             if len(forms) > self.config.candidates and not repair:
                 break
             loose = fit_phrases(template, words, lexicon=lexicon) if repair else []
-            for alignment in (*align_words(template, words, lexicon=lexicon), *loose):
-                try:
-                    plan, program = fill_template(template, [words[start:stop] for start, stop in alignment.fills])
-                except ProgramError:
-                    continue
-                candidate = Candidate(plan=plan, program=program, demonstrations=(entry.id,), score=alignment.score)
-                self._keep(candidate, found, task, lexicon)
-        return sorted(found.values(), key=lambda candidate: -candidate.score)
+            alignments = (*align_words(template, words, lexicon=lexicon), *loose)
+            readings += [_Reading(entry, template, tuple(words), alignment) for alignment in alignments]
+        return readings
 
     def list_composed(self, task: Task, *, pool: DemonstrationPool) -> list[Candidate]:
         """Readings of a task's instruction as two, each of which a demonstration fits; best first, programs differ. One that takes up an
@@ -148,6 +164,9 @@ class SlotFillingPlanner:
 
     def _propose(self, task: Task, *, pool: DemonstrationPool, attempt: FailedAttempt | None) -> Proposal:
         failed = list_failed_programs(task, pool=pool, attempt=attempt)
+        best = None if attempt is not None else self._find_first(task, pool=pool, failed=failed)
+        if best is not None:
+            return self._propose_candidate(task, best)
         candidates = self.list_candidates(task, pool=pool, repair=attempt is not None)
         if attempt is not None:
             known = {normalize_program(candidate.program) for candidate in candidates}
@@ -164,6 +183,9 @@ class SlotFillingPlanner:
                 else f"no {task.kind} demonstration can be filled from {task.instruction!r}; store one of that wording"
             )
             return Proposal(task_id=task.id, plan=(), program="", author=self.name, status="failed", error=reason)
+        return self._propose_candidate(task, best)
+
+    def _propose_candidate(self, task: Task, best: Candidate) -> Proposal:
         return Proposal(
             task_id=task.id,
             plan=best.plan if self.config.use_plan else (),
@@ -192,6 +214,24 @@ class SlotFillingPlanner:
             except ProgramError:
                 templates[entry.id] = None
         return templates[entry.id]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """An instruction's words read as a demonstration's instruction."""
+
+    entry: Demonstration
+    template: Template
+    words: tuple[Word, ...]
+    alignment: Alignment
+
+    def fill(self) -> Candidate | None:
+        """The demonstration's plan and program with these words; None where a tool or a picture is missing for a place."""
+        try:
+            plan, program = fill_template(self.template, [self.words[start:stop] for start, stop in self.alignment.fills])
+        except ProgramError:
+            return None
+        return Candidate(plan=plan, program=program, demonstrations=(self.entry.id,), score=self.alignment.score)
 
 
 def list_tools(program: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from visloop.chat.decoding import Decoded, Decoder
 from visloop.chat.generate_decoding import GenerateDecoder
 from visloop.chat.loads import note_load
 from visloop.chat.row_decoding import RowDecoder, supports_row_cache
-from visloop.chat.weights import resolve_model, stamp_weights
+from visloop.chat.weights import name_model, resolve_model, stamp_weights
 from visloop.config import ChatConfig
 from visloop.errors import ConfigError, DataError, ModelError
 
@@ -60,7 +60,7 @@ class TransformersChat:
     def __init__(self, config: ChatConfig, *, keep_bytes: int | None = None) -> None:
         if config.batch_size < 1:
             raise ConfigError(f"batch_size {config.batch_size} of model {config.model!r}; it must be 1 or more")
-        self.name = config.model
+        self.name = name_model(config.model)
         self._loaded: _Loaded | None = load_model(config)
         model, processor = self._loaded.model, self._loaded.processor
         self._encoder = ConversationEncoder(processor, name=config.model, max_pixels=config.max_image_pixels)
@@ -82,6 +82,12 @@ class TransformersChat:
         """
         with self._lock:
             return self._reply(requests, sampling)
+
+    def forget(self) -> None:
+        """Drop the caches of past conversations: the next call replies bit for bit like a chat that was just opened."""
+        with self._lock:
+            if self._decoder is not None:
+                self._decoder.forget()
 
     def close(self) -> None:
         """Let go of the weights and caches; memory is freed when no other chat shares them."""

@@ -43,6 +43,15 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def name_model(name: str) -> str:
+    """What records call the model ``name``: a shipped name or hub id as it stands; of a local folder its last two parts, so that the
+    same work leaves the same bytes wherever the project lies (the hash of its weights is in the stage's manifest)."""
+    folder = Path(name).expanduser()
+    if name.startswith(SHIPPED_PREFIX) or not folder.is_dir():
+        return name
+    return "/".join(folder.resolve().parts[-2:])
+
+
 def stamp_weights(source: str) -> int:
     """When the weights in folder ``source`` were last written (ns); 0 for a hub id. Tells a rewritten folder from the old one."""
     files = [*Path(source).glob("*.safetensors"), *Path(source).glob("*config.json")] if Path(source).is_dir() else []

@@ -27,11 +27,11 @@ class ClipRecipe:
 
     scene_crops: int = 14_000
     box_crops: int = 2_500
-    extra_crops: int = 14_000
-    extra_shapes: int = 40
-    extra_patterns: int = 32
-    extra_colors: int = 12
-    steps: int = 3_000
+    extra_crops: int = 24_000
+    extra_shapes: int = 120
+    extra_patterns: int = 48
+    extra_colors: int = 20
+    steps: int = 4_500
     batch_size: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05

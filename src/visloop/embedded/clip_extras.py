@@ -20,8 +20,10 @@ from visloop.scenes.world import StyledWorld
 Points = tuple[tuple[float, float], ...]
 Tile = NDArray[np.bool_]
 SUPERSAMPLING = 4
-LARGEST_OVERLAP = 0.85
+LARGEST_OVERLAP = 0.9
 """An extra outline whose intersection over union with a novel shape's is larger is not used."""
+SMALLEST_SHARE = 0.15
+"""An extra outline covers at least this share of the canvas: a sliver would vanish at ten pixels."""
 CANVAS = 52
 
 
@@ -39,10 +41,11 @@ def draw_extras(*, shapes: int, patterns: int, colors: int, known: StyledWorld, 
     rng = random.Random(seed)
     strangers = [_raster_outline(shape.outline) for shape in novel.shapes if shape not in known.shapes]
     outlines: dict[str, Points] = {}
+    kinds = (_draw_blob, _draw_polygon, _draw_convex, _draw_segment)
     while len(outlines) < shapes:
-        points = _draw_polygon(rng) if len(outlines) % 2 else _draw_blob(rng)
+        points = kinds[len(outlines) % len(kinds)](rng)
         drawn = _raster_points(points)
-        if all((drawn & other).sum() / (drawn | other).sum() <= LARGEST_OVERLAP for other in strangers):
+        if drawn.mean() >= SMALLEST_SHARE and all((drawn & other).sum() / (drawn | other).sum() <= LARGEST_OVERLAP for other in strangers):
             outlines[f"s{len(outlines)}x"] = points
     tiles: dict[str, Tile] = {}
     while len(tiles) < patterns:
@@ -121,6 +124,24 @@ def _draw_blob(rng: random.Random) -> Points:
     angles = [2 * math.pi * index / 40 for index in range(40)]
     radii = [0.7 + sum(size * math.cos((wave + 2) * angle + phase) for wave, (size, phase) in enumerate(waves)) for angle in angles]
     return _fit([(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles, strict=True)])
+
+
+def _draw_convex(rng: random.Random) -> Points:
+    """A polygon whose corners lie on an ellipse, rather evenly: what differs little from a circle and from its neighbours in number."""
+    corners, squash = rng.choice((4, 5, 7, 8, 10)), rng.uniform(0.6, 1)
+    angles = [2 * math.pi * (index + rng.uniform(-0.25, 0.25)) / corners for index in range(corners)]
+    return _fit([(math.cos(angle), squash * math.sin(angle)) for angle in angles])
+
+
+def _draw_segment(rng: random.Random) -> Points:
+    """A circle from which one to three straight cuts take a part."""
+    points = [(math.cos(angle), math.sin(angle)) for angle in (2 * math.pi * index / 60 for index in range(60))]
+    for _ in range(rng.randint(1, 3)):
+        toward, depth = rng.uniform(0, 2 * math.pi), rng.uniform(-0.3, 0.8)
+        across, along = math.cos(toward), math.sin(toward)
+        beyond = [max(0.0, x * across + y * along - depth) for x, y in points]
+        points = [(x - over * across, y - over * along) for (x, y), over in zip(points, beyond, strict=True)]
+    return _fit(points)
 
 
 def _draw_tile(rng: random.Random) -> Tile:

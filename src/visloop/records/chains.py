@@ -52,7 +52,7 @@ def parse_step(reply: str) -> ReasoningStep:
         if tag is not None:
             raise ReplyError(f"key {key!r} holds the tag {tag}, which only a whole chain may have: {text[:80]!r}")
         fields[key] = re.sub(r"\s+", " ", text).strip()
-    fields["summary"] = re.sub(r"\s*:\s*", " - ", fields["summary"]).strip(" -") or "-"
+    fields["summary"] = re.sub(r"\s*:\s*", " - ", fields["summary"].strip(": ")) or "-"
     if fields["action"] not in _ACTIONS:
         raise ReplyError(f"action must be one of {', '.join(_ACTIONS)}, got {fields['action']!r}")
     return ReasoningStep(summary=fields["summary"], reasoning=fields["reasoning"], action=fields["action"])  # type: ignore[arg-type]

@@ -72,12 +72,12 @@ class ClipEncoder:
         return torch.cat(found) if found else torch.zeros(0, self.feature_width)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (n, d) of phrases without any prompt; a phrase is computed once."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        with torch.no_grad():
-            for start in range(0, len(new), self.batch_size):
-                batch = new[start : start + self.batch_size]
-                self._texts.update(zip(batch, self._encode_ids(self._tokenize(batch)).cpu(), strict=True))
+        """Unit vectors (n, d) of phrases without any prompt; a phrase is computed once, and alone: in a batch its last bits would depend
+        on which phrases the process has met before."""
+        for text in dict.fromkeys(texts):
+            if text not in self._texts:
+                with torch.no_grad():
+                    (self._texts[text],) = self._encode_ids(self._tokenize([text])).cpu()
         return torch.stack([self._texts[text] for text in texts]) if texts else torch.zeros(0, self.feature_width)
 
     def encode_prompted(self, texts: Sequence[str], prompts: Tensor) -> Tensor:

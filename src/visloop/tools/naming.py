@@ -25,8 +25,8 @@ from visloop.tools.vocabulary import Sense, Vocabulary
 
 Scores = NDArray[np.float64]
 Weighted: TypeAlias = tuple[tuple[LearnedPrompt, float], ...]
-WEIGHT_DECIMALS = 2
-"""Weights of an ensemble are rounded, so that pictures with almost the same weights share their prompts' text features."""
+WEIGHT_STEPS = 16
+"""Weights of an ensemble are rounded to this part of one, so that pictures with almost the same weights share their text features."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,14 +78,11 @@ class PromptBank:
             (concept, *((prompt.entry.id, weight) for prompt, weight in weighted)) for concept, weighted in chosen
         ]
         new = {key: item for key, item in zip(keys, chosen, strict=True) if key not in self._features}
-        by_length: dict[int, list[tuple[object, ...]]] = {}
-        for key, (_, weighted) in new.items():
-            by_length.setdefault(len(weighted[0][0].prompt), []).append(key)
-        for group in by_length.values():
-            prompts = torch.stack([combine_prompts(new[key][1]) for key in group])
-            texts = [self.vocabulary.write_text(new[key][0]) for key in group]
+        for key, (concept, weighted) in new.items():
+            # One at a time: in a batch the last bits would depend on which combinations the process has met before.
             with torch.no_grad():
-                self._features.update(zip(group, self.encoder.encode_prompted(texts, prompts).cpu(), strict=True))
+                (feature,) = self.encoder.encode_prompted([self.vocabulary.write_text(concept)], combine_prompts(weighted)[None]).cpu()
+            self._features[key] = feature
         return torch.stack([self._features[key] for key in keys]) if keys else torch.zeros(0, self.encoder.feature_width)
 
 
@@ -105,7 +102,9 @@ def weigh_prompts(prompts: Sequence[LearnedPrompt], features: Tensor, *, tuning:
     fitting = [prompt for prompt in prompts if len(prompt.prompt) == len(prompts[0].prompt)]
     keys = torch.nn.functional.normalize(torch.from_numpy(np.stack([prompt.feature for prompt in fitting])), dim=-1)
     similarities, order = torch.sort(features @ keys.T, dim=1, descending=True, stable=True)
-    weights = torch.softmax(similarities[:, : tuning.ensemble] / tuning.temperature, 1).numpy().round(WEIGHT_DECIMALS)
+    weights = torch.softmax(similarities[:, : tuning.ensemble] / tuning.temperature, 1).numpy()
+    steps = max(WEIGHT_STEPS, 4 * weights.shape[1])
+    weights = (weights * steps).round() / steps
     weights = weights / weights.sum(axis=1, keepdims=True)
     return [
         tuple((fitting[index], float(weight)) for index, weight in zip(row, line, strict=False) if weight > 0)

@@ -10,11 +10,11 @@ from typing import Self
 
 import cv2
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+from sklearn.linear_model import RidgeClassifier
 
 from visloop.errors import ToolError
 from visloop.ids import make_id
@@ -47,6 +47,8 @@ OWNER = "PASTE"
 PLACEMENT = "exemplar"
 _FILL_RADIUS, _FILL_RIM = 3, 2
 _MOST_RENDERINGS = 24
+_RIDGE = 1.0
+"""Of the judge: as strong as one crop of unit length."""
 
 
 class PasteTool:
@@ -221,15 +223,18 @@ def _fill_box(region: Region, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 class _DrawingJudge:
-    """Whether CLIP takes drawings for a word: the nearest mean feature of held-out crops decides."""
+    """Whether CLIP takes drawings for a word: a linear classifier over its features of held-out crops decides. (The nearest mean would
+    be led astray by what a few crops share besides the word.)"""
 
     def __init__(self, engine: ClipEngine, kind: str, concept: str, crops: Sequence[InstanceCrop]) -> None:
         self.engine, self.kind = engine, kind
         features = engine.encoder.encode_images([crop.crop for crop in crops])
         labels = [concept if crop.instance.positive else self._find_word(crop.instance.label) for crop in crops]
         self.words = tuple(sorted({label for label in labels if label}))
-        means = [features[[index for index, label in enumerate(labels) if label == word]].mean(0) for word in self.words]
-        self.means = F.normalize(torch.stack(means), dim=-1) if means else features[:0]
+        shown = [index for index, label in enumerate(labels) if label]
+        self.classifier = RidgeClassifier(alpha=_RIDGE, class_weight="balanced") if len(self.words) > 1 else None
+        if self.classifier is not None:
+            self.classifier.fit(features[shown].numpy(), [labels[index] for index in shown])
         self.places = [crop for crop in crops if not crop.instance.positive and crop.region.mask is not None][:_MOST_RENDERINGS]
 
     def _find_word(self, label: str) -> str | None:
@@ -238,14 +243,14 @@ class _DrawingJudge:
 
     def measure(self, exemplars: Mapping[str, Exemplar], word: str) -> float:
         """Share of the places at which what is drawn is taken for ``word``."""
-        if word not in self.words or not self.places:
+        if self.classifier is None or word not in self.words or not self.places:
             return 0.0
         crops = []
         for place in self.places:
             picture, mask = replace_region(np.asarray(place.picture), place.region, exemplars)
             crops.append(cut_crop(picture, place.region.box, mask))
-        chosen = (self.engine.encoder.encode_images(crops) @ self.means.T).argmax(1)
-        return float((chosen == self.words.index(word)).float().mean())
+        chosen = self.classifier.predict(self.engine.encoder.encode_images(crops).numpy())
+        return float(np.mean(chosen == word))
 
     def measure_words(self, exemplars: Mapping[str, Exemplar]) -> float:
         """The mean of ``measure`` over known words."""
