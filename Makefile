@@ -12,6 +12,9 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 UI_PORT ?= 5000
 UI_STORE ?= sqlite:///mlruns/mlflow.db
+SERVER_PORT ?= 4200
+SLOTS ?= 1
+LIMIT ?= 2
 PAGE_PORT ?= 7860
 ARGS ?=
 
@@ -22,6 +25,7 @@ TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/vis
 	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
 	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py \
+	flows/_liveness.py flows/_progress.py flows/_artifacts.py flows/operations \
 	flows/_people.py flows/_words.py flows/_answer_traces.py flows/_tracking_place.py flows/backups apps
 
 # No telemetry, from this Makefile's children either.
@@ -125,6 +129,26 @@ restore: $(INSTALLED) ## a backup into this checkout (FROM=backups/...; REPLACE=
 	@if [ -z "$(FROM)" ]; then echo "make: name the backup: make restore FROM=backups/..." >&2; exit 1; fi
 	$(RUN) -m flows.backups restore "$(FROM)" $(if $(REPLACE),--replace) $(ARGS)
 
+.PHONY: server
+server: $(INSTALLED) ## Prefect's and MLflow's servers in the background, on 127.0.0.1 (SERVER_PORT=4200 UI_PORT=5000)
+	@$(RUN) -m flows.operations server --port $(SERVER_PORT) --ui-port $(UI_PORT)
+
+.PHONY: worker
+worker: $(INSTALLED) ## the worker that starts what is due, in the background (LIMIT=2 flow runs at once)
+	@$(RUN) -m flows.operations worker --limit $(LIMIT)
+
+.PHONY: deploy
+deploy: $(INSTALLED) ## register the deployments of prefect.yaml (SLOTS=1 run of a queue at once)
+	@$(RUN) -m flows.operations deploy --slots $(SLOTS)
+
+.PHONY: status
+status: $(INSTALLED) ## services, deployments, runs; closes runs that a crash left open
+	@$(RUN) -m flows.operations status
+
+.PHONY: stop
+stop: $(INSTALLED) ## stop worker, running flows and servers
+	@$(RUN) -m flows.operations stop
+
 .PHONY: page
 page: $(INSTALLED) ## ask, see every step, say right or wrong: http://127.0.0.1:7860 (PAGE_PORT=... ARGS="experiment=...")
 	@$(RUN) -m apps.page --port $(PAGE_PORT) $(ARGS)
@@ -136,5 +160,6 @@ clean: ## caches and Hydra's output folders; results stay
 
 .PHONY: distclean
 distclean: clean ## back to a fresh checkout: also the environment and every result that git does not track
-	@rm -rf $(VENV) .prefect mlruns .embedded .dvc/cache .dvc/tmp .dvc-remote
+	@if [ -x $(RUN) ] && [ -d .prefect/services ]; then $(RUN) -m flows.operations stop; fi
+	rm -rf $(VENV) .prefect mlruns .embedded .dvc/cache .dvc/tmp .dvc-remote
 	[ ! -d data ] || git clean -qfdx data

@@ -9,10 +9,11 @@ from flows._assistant_parts import Workbench, needs_llm
 from flows._folders import find_scratch
 from flows._layout import Layout
 from flows._people import PEOPLE_CODE, read_frozen
+from flows._progress import StageProgress
 from flows._records import read_json, write_json
 from flows._stage import run_stage
 from visloop.assistant.cycle import run_cycle
-from visloop.assistant.cycle_state import Pools, load_state, save_state
+from visloop.assistant.cycle_state import CycleState, Pools, load_state, save_state
 from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrations, save_demonstrations
 from visloop.assistant.runs import run_tasks
 from visloop.chat.weights import resolve_model
@@ -183,6 +184,12 @@ def play_cycle(
         bench = Workbench(config, layout, truths=read_task_truths(layout), folder=place, shown=shown, people=words)
         tasks = take_stream(config, layout, number) if words is None else list(words.tasks)
         pools, states = read_pools(start), find_scratch(place) / "states"
+        progress = StageProgress(f"cycle {number}")
+
+        def keep(state: CycleState) -> None:
+            save_state(state, states, tasks=tasks)
+            progress(state.position / len(tasks))
+
         result = run_cycle(
             tasks,
             parts=bench.open_parts(),
@@ -192,7 +199,7 @@ def play_cycle(
             held_out=read_tasks(layout, "held_out"),
             known=frozenset((owner, word) for owner, word in read_json(start / "report.json")["known"]),
             state=load_state(states, tasks=tasks),
-            on_state=lambda state: save_state(state, states, tasks=tasks),
+            on_state=keep,
         )
         save_pools(result.pools, place)
         bench.keep_material(result.records.instances)

@@ -160,6 +160,26 @@ def name_run(flow_name: str) -> str:
     return " ".join(parts)
 
 
+def describe_overrides(flow_name: str, overrides: Sequence[str]) -> str:
+    """``dpo_rounds dpo.beta=0.2,seed=1``: the name of a run outside of Hydra's command line, in the same form."""
+    return " ".join([flow_name, *([",".join(sorted(overrides))] if overrides else [])])
+
+
+def start_flow(flow_function: "Flow[[dict[str, Any]], Any]", overrides: Sequence[str]) -> Any:
+    """Do what ``python -m flows.<name> OVERRIDES`` does, inside of the flow run that a deployment has opened.
+
+    Raises:
+        ConfigError: an unknown key, group or option, or a value of a wrong type; the key is named.
+    """
+    _running.flow = flow_function.fn.__name__
+    for name in ("flows", "visloop"):  # whose lines the worker sends to the run's page
+        logging.getLogger(name).setLevel(logging.INFO)
+    _quiet_logs()
+    config = compose_config(overrides)
+    set_hub_offline(local=not needs_hub(config))
+    return flow_function.fn(to_plain(config))
+
+
 class _Job:
     """What Hydra calls, once per job."""
 

@@ -7,7 +7,7 @@ the user has set wins.
 import os
 from pathlib import Path
 
-from flows._servers import OWNER
+from flows._servers import OWNER, choose_server
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +27,7 @@ DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
     # The run's own log lines and the table of stages are for the terminal; Prefect's go to its database and to the log file.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "30",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # Several forks of tokenizers in one process tree dead-lock; shards are batched, so its threads bring nothing.
     "TOKENIZERS_PARALLELISM": "false",
@@ -40,10 +40,11 @@ DEFAULTS = {
 
 
 def set_environment() -> None:
-    """Switch telemetry off and set the defaults of this project where the user has said nothing."""
+    """Switch telemetry off, set the defaults of this project where the user has said nothing, use the standing server if there is one."""
     for name, value in {**TELEMETRY_OFF, **DEFAULTS}.items():
         os.environ.setdefault(name, value)
     os.environ[OWNER] = str(os.getpid())
+    choose_server()
 
 
 def set_hub_offline(*, local: bool) -> None:

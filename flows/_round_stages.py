@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from flows._layout import Layout
 from flows._mounts import hash_prompts, mount_model
+from flows._progress import StageProgress
 from flows._records import read_json, read_rest, read_split, write_json
 from flows._stage import Lazy, run_stage
 from flows.assessment import ASSESS_CODE, Judges
@@ -109,6 +110,7 @@ def train_round(config: Config, layout: Layout, *, number: int, model: Path) -> 
             seed=config.seed,
             image_root=layout.root,
             reference=reference,
+            on_log=StageProgress(f"round {number} dpo").follow_epochs(config.dpo.num_train_epochs),
         )
         health = TrainingHealth(
             reward_accuracy=report.reward_accuracy,

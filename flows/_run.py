@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows._summary import print_stage_table, reset_stage_rows
+from flows._artifacts import publish_summary
+from flows._liveness import label_flow_run
+from flows._summary import print_stage_table, reset_stage_rows, shown_tables, stage_rows
 from flows._tracking import TrackedRun, find_active_run, open_run
 from flows._versioning import record_flow
 from visloop.config import Config
@@ -15,19 +17,36 @@ def open_flow_run(flow: str, config: Config) -> Iterator[TrackedRun]:
     """The run of ``flow``, or of the flow that called it.
 
     The outermost flow ends by recording its outputs with DVC. At its end, also a failing one, the gates' pages are kept with
-    the run and the table of stages is printed.
+    the run and the table of stages is printed. Every flow run, called ones as well, has its summary in Prefect's pages.
     """
+    label_flow_run()
     joined = find_active_run()
     if joined is not None:
-        yield joined
+        with _summarized(flow, joined):
+            yield joined
         return
     reset_stage_rows()
     with open_run(flow, config) as run:
         try:
-            yield run
-            record_flow(flow, config)
+            with _summarized(flow, run):
+                yield run
+                record_flow(flow, config)
         finally:
             pages = Path(config.paths.mlruns) / "gates"
             if pages.is_dir() and run.origin != "finished":
                 run.log_folder(pages, "gates")
             print_stage_table()
+
+
+@contextmanager
+def _summarized(flow: str, run: TrackedRun) -> Iterator[None]:
+    """Publish what was done meanwhile, also when it ends with an error."""
+    rows, tables = len(stage_rows()), len(shown_tables())
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        publish_summary(flow, run=run, rows=stage_rows()[rows:], tables=shown_tables()[tables:], error=error)

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flows._code import hash_code
 from flows._folders import Receipt, StageFolder, hash_input
+from flows._progress import StageProgress
 from flows._summary import StageRow, StageState, add_stage_row
 from visloop.errors import DataError, ModelError, VisloopError
 from visloop.ids import hash_file, hash_json
@@ -172,6 +173,7 @@ def run_sharded_stage(
     def build(place: StageFolder) -> tuple[Counts, dict[str, dict[str, float]], int, int, bool]:
         receipts = {file: receipt for file in names if (receipt := place.read_receipt(file)) is not None}
         kept = len(receipts)
+        show = StageProgress(name)
         with _progress() as progress:
             bar = progress.add_task(name, total=len(names), completed=kept)
             for shard, file in zip(shards, names, strict=True):
@@ -179,6 +181,7 @@ def run_sharded_stage(
                     receipts[file] = stage.call(f"{name} {shard.name}", partial(make, shard), place.build / file)
                     place.write_receipt(file, receipts[file])
                     progress.advance(bar)
+                    show(len(receipts) / len(names))
         for file in set(place.list_outputs()) - set(names):
             (place.build / file).unlink()
         totals = _sum_counts(receipts[file].counts for file in names)

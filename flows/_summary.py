@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
+
+from visloop.evaluation.tables import Table, render_rich
 
 StageState = Literal["skipped", "continued", "ran"]
 
@@ -26,6 +28,7 @@ class StageRow:
 
 
 _rows: list[StageRow] = []
+_tables: list[Table] = []
 
 
 def open_console() -> Console:
@@ -44,13 +47,27 @@ def stage_rows() -> tuple[StageRow, ...]:
 
 
 def reset_stage_rows() -> None:
-    """Forget the rows: a new flow run starts."""
+    """Forget rows and tables: a new flow run starts."""
     _rows.clear()
+    _tables.clear()
 
 
-def render_stage_table(rows: Iterable[StageRow]) -> Table:
+def show_tables(tables: Iterable[Table]) -> None:
+    """Print a flow's own tables to the terminal (standard error), and keep them for the summary of its run."""
+    console = open_console()
+    for table in tables:
+        _tables.append(table)
+        console.print(render_rich(table))
+
+
+def shown_tables() -> tuple[Table, ...]:
+    """The tables that flows of this process have shown since ``reset_stage_rows``, in order."""
+    return tuple(_tables)
+
+
+def render_stage_table(rows: Iterable[StageRow]) -> RichTable:
     """The end table for the terminal."""
-    table = Table(title="Stages", title_justify="left")
+    table = RichTable(title="Stages", title_justify="left")
     table.add_column("stage", overflow="fold")
     table.add_column("state")
     table.add_column("made", justify="right")

@@ -11,11 +11,11 @@ from flows._cycle_history import hold_cycles
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
 from flows._run import open_flow_run
-from flows._summary import open_console
+from flows._summary import open_console, show_tables
 from flows._tracking import TrackedRun
 from flows.reflect_learn import prepare_tasks, print_cycles, teach
 from visloop.evaluation.report import read_report
-from visloop.evaluation.tables import build_families_table, build_paired_table, build_systems_table, render_rich
+from visloop.evaluation.tables import build_families_table, build_paired_table, build_systems_table
 
 
 @flow(name="clova")
@@ -39,15 +39,13 @@ def clova(values: dict[str, Any]) -> None:
         run.log_metrics({f"assistant.{row.name}.{row.metric}": row.value for row in report.rows}, step=0)
         for picture in sorted((layout.assistant / "report").glob("*.png")):
             run.log_plot(picture)
-        console = open_console()
         tables = (
             build_families_table(report.rows, title="Kinds of tasks"),
             build_systems_table(report.rows, title="The assistant on held-out tasks"),
             build_paired_table(report.paired),
         )
-        for table in tables:
-            console.print(render_rich(table))
-        console.print(f"report: {path} ({REPORT_NAME})", markup=False)
+        show_tables(tables)
+        open_console().print(f"report: {path} ({REPORT_NAME})", markup=False)
 
 
 def measure_system(layout: Layout, run: TrackedRun, system: System) -> None:

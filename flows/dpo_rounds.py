@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from rich.table import Table
 
 from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
@@ -25,11 +24,12 @@ from flows._round_stages import (
     validate_model,
 )
 from flows._run import open_flow_run
-from flows._summary import open_console
+from flows._summary import show_tables
 from flows._tracking import TrackedRun
 from flows.assessment import assess_folder
 from flows.sft import sample_folder
 from visloop.config import Config, PairStrategy
+from visloop.evaluation.tables import Table
 from visloop.reasoning.rounds import should_stop
 from visloop.records.reasoning import AssessedPath
 from visloop.records.shards import read_shards
@@ -154,16 +154,16 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
 
 
 def log_decisions(config: Config, layout: Layout) -> None:
-    """Print what became of each round."""
-
-    table = Table("round", "pairs", "sampled", "greedy", "path score", "decision", title="DPO rounds on the validation split")
+    """Show what became of each round."""
+    rows = []
     for report in read_reports(layout, before=config.rounds.rounds + 1):
         after = report.after
         decision = "accepted" if report.accepted else "; ".join(violation.message for violation in report.violations)
         score = "" if after.path_score is None else f"{after.path_score:.1f}"
         pairs = str(report.counts.get("pairs", ""))
-        table.add_row(f"M_{report.round}", pairs, f"{after.sampled_accuracy:.3f}", f"{after.greedy_accuracy:.3f}", score, decision)
-    open_console().print(table)
+        rows.append((f"M_{report.round}", pairs, f"{after.sampled_accuracy:.3f}", f"{after.greedy_accuracy:.3f}", score, decision))
+    columns = ("round", "pairs", "sampled", "greedy", "path score", "decision")
+    show_tables([Table("DPO rounds on the validation split", columns, tuple(rows))])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from flows._evaluation_stages import answer_systems, examine_reasoner, list_reas
 from flows._layout import Layout
 from flows._report_stages import make_report, publish_report
 from flows._run import open_flow_run
-from flows._summary import open_console
+from flows._summary import open_console, show_tables
 from visloop.evaluation.report import read_report
-from visloop.evaluation.tables import build_tables, render_rich
+from visloop.evaluation.tables import build_tables
 
 
 @flow(name="evaluation")
@@ -33,10 +33,8 @@ def evaluation(values: dict[str, Any]) -> None:
         run.log_metrics({f"test.{row.name}.{row.metric}": row.value for row in report.rows if "/" not in row.metric}, step=0)
         for picture in sorted(layout.reports.glob("*.png")):
             run.log_plot(picture)
-        console = open_console()
-        for table in build_tables(report):
-            console.print(render_rich(table))
-        console.print(f"report: {path}", markup=False)
+        show_tables(build_tables(report))
+        open_console().print(f"report: {path}", markup=False)
 
 
 if __name__ == "__main__":

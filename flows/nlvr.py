@@ -15,7 +15,7 @@ from flows._layout import Layout
 from flows._records import read_json, write_json
 from flows._run import open_flow_run
 from flows._stage import run_stage
-from flows._summary import open_console
+from flows._summary import open_console, show_tables
 from visloop.assistant.search_space import load_pack
 from visloop.config import Config
 from visloop.errors import ConfigError
@@ -31,7 +31,7 @@ from visloop.evaluation.nlvr_search import (
 )
 from visloop.evaluation.plots import plot_curve
 from visloop.evaluation.report import Report, read_report, write_report
-from visloop.evaluation.tables import build_systems_table, render_rich
+from visloop.evaluation.tables import build_systems_table
 from visloop.records.shards import write_bytes
 from visloop.tools.toolbox import open_toolbox
 
@@ -57,7 +57,7 @@ def nlvr(values: dict[str, Any]) -> None:
         report = read_report(path)
         run.log_metrics({f"nlvr.{row.name}.{row.metric}": row.value for row in report.rows}, step=0)
         console = open_console()
-        console.print(render_rich(build_systems_table(report.rows, title="NLVR test, from pixels, by lexicon")))
+        show_tables([build_systems_table(report.rows, title="NLVR test, from pixels, by lexicon")])
         for name, errors in read_json(layout.assistant / "nlvr" / "errors.json").items():
             console.print(f"{name}: {errors}", markup=False)
         console.print("The space of programs, and the full lexicon, were written by hand after reading the dev sentences.", markup=False)

@@ -3,7 +3,6 @@
 from typing import Any
 
 from prefect import flow
-from rich.table import Table
 
 from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle, play_cycle, start_pools
 from flows._checks import run_assistant_gate
@@ -14,10 +13,11 @@ from flows._layout import Layout
 from flows._people import CYCLE_GATES, find_frozen, freeze_words, list_frozen
 from flows._records import read_json
 from flows._run import open_flow_run
-from flows._summary import open_console
+from flows._summary import open_console, show_tables
 from flows._tracking import TrackedRun
 from flows._versioning import add_folders
 from visloop.config import Config
+from visloop.evaluation.tables import Table
 
 
 @flow(name="reflect_learn")
@@ -100,9 +100,7 @@ def check_cycle(config: Config, layout: Layout, number: int) -> None:
 
 def print_cycles(config: Config, layout: Layout) -> None:
     """What became of each cycle so far."""
-    table = Table(
-        "cycle", "tasks", "right at first", "solved after learning", "demonstrations", "concepts learned", "replay", title="Cycles"
-    )
+    rows = []
     for number in [*range(1, config.assistant.tasks.cycles + 1), *list_frozen(layout)]:
         path = layout.cycle(number) / "report.json"
         if path.is_file():
@@ -111,8 +109,9 @@ def print_cycles(config: Config, layout: Layout) -> None:
             before, after = (f"{gate[key]:.3f}" if gate[key] is not None else "-" for key in ("replay_before", "replay_after"))
             learned = ", ".join(sorted({word for words in report["concepts"].values() for word in words})) or "none"
             cells = (number, counts["tasks"], counts["right_at_first"], counts["solved"], report["demonstrations"])
-            table.add_row(*map(str, cells), learned, f"{before} -> {after}")
-    open_console().print(table)
+            rows.append((*map(str, cells), learned, f"{before} -> {after}"))
+    columns = ("cycle", "tasks", "right at first", "solved after learning", "demonstrations", "concepts learned", "replay")
+    show_tables([Table("Cycles", columns, tuple(rows))])
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from flows._layout import Layout
 from flows._records import read_json
 from flows._run import open_flow_run
 from flows._stage import run_stage
-from flows._summary import open_console
+from flows._summary import show_tables
 from flows.assessment import make_reason_set
 from flows.sft import train_agent
 from visloop.config import Config
 from visloop.evaluation.metrics import Row, is_percentage, measure_outcomes, read_outcomes
 from visloop.evaluation.plots import plot_scaling
 from visloop.evaluation.report import Report, read_report, write_report
-from visloop.evaluation.tables import build_systems_table, render_rich
+from visloop.evaluation.tables import build_systems_table
 from visloop.records.reasoning import Prediction
 from visloop.records.shards import read_shard, write_bytes
 
@@ -51,7 +51,7 @@ def scaling(values: dict[str, Any]) -> None:
         run.log_plot(layout.reports / "scaling.png")
         run.log_json(layout.reports / "scaling.json")
         rows = read_report(layout.reports / "scaling.json").rows
-        open_console().print(render_rich(build_systems_table(rows, metrics=METRICS, title="Data scaling")))
+        show_tables([build_systems_table(rows, metrics=METRICS, title="Data scaling")])
 
 
 def locate_share(layout: Layout, fraction: float) -> Path:

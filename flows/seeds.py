@@ -16,12 +16,12 @@ from flows._evaluation_stages import CHAIN_METRICS, list_reasoners, read_systems
 from flows._layout import Layout
 from flows._run import open_flow_run
 from flows._stage import run_stage
-from flows._summary import open_console
+from flows._summary import open_console, show_tables
 from flows.pipeline import pipeline
 from visloop.config import Config
 from visloop.evaluation.metrics import Outcomes, Paired, combine_seeds, compare_seeds, read_outcomes
 from visloop.evaluation.report import Report, read_report, write_report
-from visloop.evaluation.tables import build_tables, render_rich
+from visloop.evaluation.tables import build_tables
 from visloop.records.reasoning import Prediction
 from visloop.records.shards import read_shard, write_bytes
 
@@ -46,10 +46,8 @@ def seeds(values: dict[str, Any]) -> None:
         report = read_report(path)
         run.log_json(path)
         run.log_metrics({f"seeds.{row.name}.{row.metric}": row.value for row in report.rows}, step=0)
-        console = open_console()
-        for table in build_tables(report):
-            console.print(render_rich(table))
-        console.print(f"report: {path}", markup=False)
+        show_tables(build_tables(report))
+        open_console().print(f"report: {path}", markup=False)
 
 
 def place_seed(config: Config, seed: int) -> Config:

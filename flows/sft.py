@@ -12,6 +12,7 @@ from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
 from flows._mounts import chat_inputs, hash_prompts, mount_model
+from flows._progress import StageProgress
 from flows._records import read_pool, read_rest, write_json
 from flows._run import open_flow_run
 from flows._stage import Lazy, Shard, make_shards, run_sharded_stage, run_stage
@@ -75,6 +76,7 @@ def train_agent(
             settings=settings,
             seed=config.seed,
             image_root=layout.root,
+            on_log=StageProgress(f"sft {name}").follow_epochs(settings.num_train_epochs),
         )
         write_json(place / "training.json", {"history": report.history, "steps": report.steps, "examples": report.examples})
         return {"examples": report.examples, "steps": report.steps, "loss": report.history[-1]["loss"]}
