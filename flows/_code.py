@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ Found = TypeVar("Found")
 def _once_per_version(read: Callable[[Path], Found]) -> Callable[[Path], Found]:
     """``read(path)``, computed again only when the file was written again: a flow asks for the same hundred files at every stage."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def remember(path: Path, _written: int, _size: int) -> Found:
         return read(path)
 

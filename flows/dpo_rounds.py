@@ -9,9 +9,9 @@ from rich.table import Table
 
 from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
-from flows._layout import Layout
+from flows._layout import DEFAULT_ROUNDS, Layout
 from flows._people import freeze_questions, read_questions
-from flows._registry import register_model
+from flows._registry import REASONER, name_alias, register_model
 from flows._round_stages import (
     choose_prompts,
     judge_round,
@@ -33,8 +33,6 @@ from visloop.config import Config, PairStrategy
 from visloop.reasoning.rounds import should_stop
 from visloop.records.reasoning import AssessedPath
 from visloop.records.shards import read_shards
-
-REGISTERED_NAME = "visloop-reasoner"
 
 
 @flow(name="dpo_rounds")
@@ -61,11 +59,12 @@ def start_rounds(config: Config, layout: Layout, run: TrackedRun) -> None:
         child.log_round(metrics)
         register_model(
             child,
-            name=REGISTERED_NAME,
+            name=REASONER,
             folder=layout.model("reasoner"),
             metrics=numbers(metrics),
-            aliases=["m0"],
+            aliases=[name_alias("m0", line=layout.rounds, default=DEFAULT_ROUNDS)],
             tags={"accepted": "true"},
+            data=layout.root,
         )
 
 
@@ -124,11 +123,15 @@ def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> 
         child.log_json(folder / "report" / "report.json")
         register_model(
             child,
-            name=REGISTERED_NAME,
+            name=REASONER,
             folder=folder / "model",
             metrics=numbers(metrics),
-            aliases=[f"m{number}", *(["head"] if report.accepted else [])],
+            aliases=[
+                name_alias(short, line=layout.rounds, default=DEFAULT_ROUNDS)
+                for short in (f"m{number}", *(["head"] if report.accepted else []))
+            ],
             tags={"accepted": str(report.accepted).lower(), "parent": report.parent_hash, "data": report.data_hash},
+            data=layout.root,
         )
 
 

@@ -25,7 +25,8 @@ def evaluation(values: dict[str, Any]) -> None:
         for reasoner in reasoners:
             run.log_stage(examine_reasoner(config, layout, reasoner=reasoner))
         run.log_stage(answer_systems(config, layout, reasoners=reasoners))
-        run_gate("predictions", suite="predictions", records=layout.evaluation / "systems", config=config, layout=layout)
+        records = layout.evaluation / "systems"
+        run_gate("predictions", suite="predictions", records=records, config=config, layout=layout, folder=layout.predictions_gate)
         run.log_stage(make_report(config, layout, reasoners=reasoners))
         path = publish_report(layout)
         report = read_report(path)

@@ -1,5 +1,6 @@
 """One reflect-and-learn cycle of the assistant (CLOVA 3): run a batch of instructions, find the guilty step of each failure, teach it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
@@ -8,9 +9,11 @@ from rich.table import Table
 from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle, play_cycle, read_tasks, start_pools
 from flows._checks import run_assistant_gate
 from flows._entry import from_plain, run_flow
-from flows._layout import Layout
+from flows._layout import DEFAULT_CYCLES, Layout
 from flows._people import CYCLE_GATES, find_frozen, freeze_words, list_frozen, read_frozen
 from flows._records import read_json
+from flows._registry import POOLS, name_alias, register_model
+from flows._round_stages import hash_stage
 from flows._run import open_flow_run
 from flows._summary import open_console
 from flows._traces import log_traces
@@ -62,6 +65,7 @@ def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
     run_assistant_gate("tasks", suite="tasks", records=layout.tasks, config=config, layout=layout, tasks=layout.tasks)
     run.log_stage(draw_collection(config, layout))
     run.log_stage(start_pools(layout))
+    enter_pools(layout, run, 0, metrics={}, parent="")
 
 
 def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
@@ -76,6 +80,20 @@ def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
         child.log_round({**report["counts"], **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
         child.set_tags({f"pool.{name}": digest for name, digest in report["pools"].items()})
         child.log_json(folder / "report.json")
+        enter_pools(layout, child, number, metrics=gate, parent=hash_stage(layout.cycle(number - 1)))
+
+
+def enter_pools(layout: Layout, run: TrackedRun, number: int, *, metrics: Mapping[str, float], parent: str) -> None:
+    """Enter what the assistant knows after a cycle into the registry: a candidate for promotion."""
+    register_model(
+        run,
+        name=POOLS,
+        folder=layout.cycle(number),
+        metrics=metrics,
+        aliases=[name_alias(f"c{number}", line=layout.cycles, default=DEFAULT_CYCLES)],
+        tags={"round": str(number), "accepted": "true", **({"parent": parent} if parent else {})},
+        data=layout.root,
+    )
 
 
 def check_cycle(config: Config, layout: Layout, number: int) -> None:
@@ -90,6 +108,7 @@ def check_cycle(config: Config, layout: Layout, number: int) -> None:
             files=None if apart else [f"{suite}.jsonl"],
             config=config,
             layout=layout,
+            folder=layout.cycle_gate(number, suite),
             tasks=layout.tasks,
             traces=folder if suite == "critiques" else None,
             more=find_frozen(config, layout, number),
