@@ -29,7 +29,7 @@ _OUTCOMES = {"promoted": "promoted", "refused": "refused", "rolled_back": "rolle
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done; 1: refused, not possible, or (lineage) a hop that does not hold."""
     chosen = _make_parser().parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
         config = compose_config(chosen.overrides)
         run: Callable[[Console, Config, argparse.Namespace], int] = chosen.run

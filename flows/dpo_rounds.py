@@ -10,6 +10,7 @@ from rich.table import Table
 from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
 from flows._layout import DEFAULT_ROUNDS, Layout
+from flows._objective import log_objective, measure_head
 from flows._people import freeze_questions, read_questions
 from flows._registry import REASONER, name_alias, register_model
 from flows._round_stages import (
@@ -36,8 +37,9 @@ from visloop.records.shards import read_shards
 
 
 @flow(name="dpo_rounds")
-def dpo_rounds(values: dict[str, Any]) -> None:
-    """M_0 measured on the validation split, then the rounds until they are done or the stop rule ends them."""
+def dpo_rounds(values: dict[str, Any]) -> float:
+    """M_0 measured on the validation split, then the rounds until they are done or the stop rule ends them. Returns what a sweep compares:
+    the sampled accuracy of the last accepted model on validation."""
     config = from_plain(values)
     layout = Layout.from_config(config)
     with open_flow_run("dpo_rounds", config) as run:
@@ -48,6 +50,7 @@ def dpo_rounds(values: dict[str, Any]) -> None:
             else:
                 play_round(config, layout, run, number)
         log_decisions(config, layout)
+        return log_objective(run, measure_head(config, layout, head=read_head(layout, before=wanted[-1] + 1)))
 
 
 def start_rounds(config: Config, layout: Layout, run: TrackedRun) -> None:

@@ -8,6 +8,7 @@ from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
 from flows._evaluation_stages import answer_systems, examine_reasoner, list_reasoners
 from flows._layout import Layout
+from flows._objective import log_rows
 from flows._report_stages import make_report, publish_report
 from flows._run import open_flow_run
 from flows._summary import open_console
@@ -31,7 +32,7 @@ def evaluation(values: dict[str, Any]) -> None:
         path = publish_report(layout)
         report = read_report(path)
         run.log_json(path)
-        run.log_metrics({f"test.{row.name}.{row.metric}": row.value for row in report.rows if "/" not in row.metric}, step=0)
+        log_rows(run, [row for row in report.rows if "/" not in row.metric], prefix="test")
         for picture in sorted(layout.reports.glob("*.png")):
             run.log_plot(picture)
         console = open_console()

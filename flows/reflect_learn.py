@@ -10,6 +10,7 @@ from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle
 from flows._checks import run_assistant_gate
 from flows._entry import from_plain, run_flow
 from flows._layout import DEFAULT_CYCLES, Layout
+from flows._objective import log_objective, measure_cycle
 from flows._people import CYCLE_GATES, find_frozen, freeze_words, list_frozen, read_frozen
 from flows._records import read_json
 from flows._registry import POOLS, name_alias, register_model
@@ -28,9 +29,10 @@ SHOWN_TRACES = 24
 
 
 @flow(name="reflect_learn")
-def reflect_learn(values: dict[str, Any]) -> None:
+def reflect_learn(values: dict[str, Any]) -> float | None:
     """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read. Behind
-    the cycles of the drawn stream each call plays one on what people said since (``make page``, MLflow's pages)."""
+    the cycles of the drawn stream each call plays one on what people said since (``make page``, MLflow's pages). Returns what a sweep
+    compares: the cycle's figure on the gate's held-out tasks."""
     config = from_plain(values)
     layout = Layout.from_config(config)
     with open_flow_run("reflect_learn", config) as run:
@@ -38,17 +40,26 @@ def reflect_learn(values: dict[str, Any]) -> None:
         only = config.assistant.tasks.only
         number = find_next_cycle(config, layout) if only is None else only
         if number == 0:
-            return
+            return None
         if number is None:
             number = freeze_words(config, layout)
         if number is None:
             version_people(layout)  # what a run that was killed at its end left
             played = config.assistant.tasks.cycles
             open_console().print(f"all {played} cycles of the stream have been played, and nobody said anything new")
-            return
+            return None
         teach(config, layout, run, number)
         print_cycles(config, layout)
         version_people(layout)
+        return judge_cycle(config, layout, run, number)
+
+
+def judge_cycle(config: Config, layout: Layout, run: TrackedRun, number: int) -> float | None:
+    """Record what the run is judged by: the figure of a cycle on the gate's held-out tasks."""
+    if number == 0:
+        return None
+    row = measure_cycle(config, read_json(layout.cycle(number) / "report.json")["gate"], number=number, tasks=layout.tasks)
+    return None if row is None else log_objective(run, row)
 
 
 def version_people(layout: Layout) -> None:
