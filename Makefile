@@ -57,7 +57,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	echo "Installing the pinned packages into $(VENV); the first time takes several minutes and about 2.5 GB."
 	started=$$SECONDS
-	$(RUN) -m pip install --disable-pip-version-check --no-input --progress-bar off -c constraints.txt -e '.[dev]' \
+	$(RUN) -m pip install --disable-pip-version-check --no-input --progress-bar off -c constraints.txt -e '.[dev,sweeps]' \
 		2> >(grep --line-buffered -vE 'Location .* is ignored|\[notice\]' >&2) \
 		| awk '/^Collecting /         {n++; if (n % 25 == 0) {print "  " n " packages found"; fflush()}}
 		       /^Installing collected/ {if (n) {print "  unpacking " n " packages"; fflush()}}'

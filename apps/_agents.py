@@ -1,4 +1,4 @@
-"""The two agents behind the page: the reasoner of the last accepted round writes a chain, the summarizer answers."""
+"""The two agents behind the page: the champion, or the reasoner of the last accepted round, writes a chain, the summarizer answers."""
 
 import threading
 import time
@@ -9,15 +9,15 @@ from pathlib import Path
 from apps._assistant import check_text
 from apps._pictures import Picture
 from flows._answer_traces import log_question
+from flows._candidates import find_champion
 from flows._layout import Layout
 from flows._mounts import mount_model
 from flows._records import read_json, read_split
-from flows._registry import load_registered
+from flows._registry import REASONER, find_version, load_registered
 from flows._tracking import TrackedRun
 from flows._words import PageQuestion, load_run, save_run
-from flows.dpo_rounds import REGISTERED_NAME
 from visloop.chat.factory import cached_chat
-from visloop.config import Config
+from visloop.config import Config, Serve
 from visloop.errors import ConfigError, DataError
 from visloop.ids import make_id
 from visloop.prompts.render import PromptSet
@@ -40,18 +40,18 @@ class Agents:
 
 
 class AgentsDesk:
-    """Answers questions, one at a time, with the newest accepted reasoner."""
+    """Answers questions, one at a time."""
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self.config, self.layout = config, layout
         self._agents: Agents | None = None
+        self._chosen: tuple[int, int | None] | None = None
         self._lock = threading.Lock()
 
     def find_version(self) -> int | None:
-        """The round of the last accepted reasoner; None before there is one."""
-        heads = sorted(self.layout.round(0).parent.glob(f"[0-9]*/report/{MANIFEST_NAME}"))
-        trained = heads and (self.layout.model("summarizer") / MANIFEST_NAME).is_file()
-        return int(read_json(heads[-1].parent / "head.json")["round"]) if trained else None
+        """The round of the reasoner that answers next; None before there is one."""
+        chosen = self._choose_version()
+        return None if chosen is None else chosen[0]
 
     def list_samples(self) -> list[Sample]:
         """Training questions, to choose a picture from, one per picture."""
@@ -96,16 +96,35 @@ class AgentsDesk:
         return question
 
     def _open_agents(self) -> Agents:
-        number = self.find_version()
-        if number is None:
+        chosen = self._choose_version()
+        if chosen is None:
             raise DataError(f"no agents have been trained in {self.layout.root} yet: run `make demo` (or `python -m flows.pipeline`) first")
-        if self._agents is None or self._agents.name != f"M_{number}":
+        if self._agents is None or self._chosen != chosen:
+            number, version = chosen
             summarizer = self.layout.model("summarizer")
-            reasoner = load_registered(REGISTERED_NAME, mlruns=Path(self.config.paths.mlruns), alias=f"m{number}")
+            reasoner = load_registered(REASONER, mlruns=Path(self.config.paths.mlruns), alias=f"m{number}", version=version)
             manifest = read_manifest(summarizer)
             key = make_id(reasoner, number, manifest.key if manifest else "")
-            self._agents = Agents(name=f"M_{number}", key=key, reasoner=reasoner, summarizer=summarizer)
+            self._agents, self._chosen = Agents(name=f"M_{number}", key=key, reasoner=reasoner, summarizer=summarizer), chosen
         return self._agents
+
+    def _choose_version(self) -> tuple[int, int | None] | None:
+        """Round and version of the reasoner: the champion of this data folder where there is one and the settings want it, else the last
+        accepted round. Version None: only the alias tells (registered before folders were kept)."""
+        if not (self.layout.model("summarizer") / MANIFEST_NAME).is_file():
+            return None
+        mlruns = Path(self.config.paths.mlruns)
+        if self.config.promotion.serve is Serve.champion:
+            champion = find_champion(REASONER, mlruns=mlruns, data=self.layout.root)
+            if champion is not None and champion.data.resolve() == self.layout.root.resolve():
+                return champion.round, champion.version
+        heads = sorted(self.layout.round(0).parent.glob(f"[0-9]*/report/{MANIFEST_NAME}"))
+        if not heads:
+            return None
+        number = int(read_json(heads[-1].parent / "head.json")["round"])
+        folder = self.layout.model("reasoner") if number == 0 else self.layout.round(number) / "model"
+        found = find_version(REASONER, mlruns=mlruns, folder=folder)
+        return number, None if found is None else int(found.version)
 
     def _answer(self, sample: Sample, agents: Agents, *, upload: str) -> PageQuestion:
         started = time.perf_counter()

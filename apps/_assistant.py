@@ -9,6 +9,7 @@ from PIL import Image
 from apps._pictures import Picture, PictureStore, draw_regions
 from flows._assistant_parts import Workbench
 from flows._assistant_stages import read_pools, read_tasks
+from flows._candidates import find_champion_cycle
 from flows._layout import Layout
 from flows._people import find_newest_cycle
 from flows._traces import log_traces
@@ -19,7 +20,7 @@ from visloop.assistant.interpreter import ExecutedStep, Execution, Job, run_prog
 from visloop.assistant.program import TASK_INPUTS
 from visloop.assistant.runs import CycleParts, propose_programs
 from visloop.assistant.traces import make_trace
-from visloop.config import Config
+from visloop.config import Config, Serve
 from visloop.errors import ConfigError, DataError
 from visloop.ids import hash_file, make_id
 from visloop.records.assistant import Task, TaskKind
@@ -36,7 +37,7 @@ class AssistantDesk:
     """Answers instructions, one at a time. Models are opened at the first one; pools are read again when a newer cycle is there."""
 
     def __init__(self, config: Config, layout: Layout, *, pictures: PictureStore) -> None:
-        self.layout, self.pictures = layout, pictures
+        self.config, self.layout, self.pictures = config, layout, pictures
         shown = layout.page.relative_to(layout.root).as_posix()
         self._bench = Workbench(config, layout, truths={}, folder=layout.page, shown=shown)
         self._parts: CycleParts | None = None
@@ -44,8 +45,10 @@ class AssistantDesk:
         self._lock = threading.Lock()
 
     def find_version(self) -> int | None:
-        """The cycle whose pools the next answer uses; None before there are any."""
-        return find_newest_cycle(self.layout)
+        """The cycle whose pools the next answer uses: the champion's where there is one and the settings want it, else the newest. None
+        before there are any."""
+        champion = find_champion_cycle(self.config, self.layout) if self.config.promotion.serve is Serve.champion else None
+        return find_newest_cycle(self.layout) if champion is None else champion
 
     def list_samples(self) -> list[Task]:
         """Instructions of the stream, to choose a picture from: none of them is held out."""

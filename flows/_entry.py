@@ -70,14 +70,18 @@ def _schema() -> Container:
 
 
 def register_schema() -> None:
-    """Store the typed schema as ``base_config`` and the resolvers that ``conf/config.yaml`` uses. Safe to call twice."""
+    """Store the typed schema as ``base_config`` and the resolvers that ``conf/config.yaml`` uses. Safe to call twice.
+
+    Resolved values are cached in the composed config, which a launcher hands to the processes of its jobs: there they are what they
+    were here.
+    """
     ConfigStore.instance().store(name="base_config", node=_schema())
     for name, read in {
         "visloop.flow": lambda: _running.flow,
         "visloop.doc": lambda: _running.doc,
         "visloop.run_id": lambda: _running.run_id,
     }.items():
-        OmegaConf.register_new_resolver(name, read, use_cache=False, replace=True)
+        OmegaConf.register_new_resolver(name, read, use_cache=True, replace=True)
 
 
 register_schema()
@@ -178,6 +182,27 @@ def start_flow(flow_function: "Flow[[dict[str, Any]], Any]", overrides: Sequence
     config = compose_config(overrides)
     set_hub_offline(local=not needs_hub(config))
     return flow_function.fn(to_plain(config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJob:
+    """A job of a multirun: ``sweep`` names the multirun (the last two parts of its folder), ``overrides`` are the job's."""
+
+    sweep: str
+    flow: str
+    number: int
+    overrides: tuple[str, ...]
+
+
+def find_sweep_job() -> SweepJob | None:
+    """The job of a multirun that this process is at work on; None outside of one."""
+    if not HydraConfig.initialized():
+        return None
+    settings = HydraConfig.get()
+    if settings.mode is not RunMode.MULTIRUN:
+        return None
+    sweep = "/".join(Path(settings.sweep.dir).parts[-2:])
+    return SweepJob(sweep=sweep, flow=settings.job.name, number=settings.job.num, overrides=tuple(settings.overrides.task))
 
 
 class _Job:

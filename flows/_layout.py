@@ -6,16 +6,22 @@ from pathlib import Path
 from visloop.config import Config
 from visloop.records.manifest import MANIFEST_NAME
 
+DEFAULT_ROUNDS, DEFAULT_CYCLES = "rounds", "cycles"
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders of one project. ``root`` is the data folder, to which image paths inside records are relative."""
+    """Folders of one project. ``root`` is the data folder, to which image paths inside records are relative.
+
+    What is measured and checked of rounds or cycles in a folder of their own (``paths.rounds``, ``paths.cycles``: a job of a sweep)
+    lies apart as well, so that jobs can run side by side and can be compared afterwards.
+    """
 
     root: Path
     dataset: str
-    rounds: str = "rounds"
+    rounds: str = DEFAULT_ROUNDS
     tasks_name: str = "workshop"
-    cycles: str = "cycles"
+    cycles: str = DEFAULT_CYCLES
 
     @classmethod
     def from_config(cls, config: Config) -> "Layout":
@@ -105,10 +111,23 @@ class Layout:
     def gate(self, name: str) -> Path:
         return self.root / "gates" / name
 
+    def cycle_gate(self, number: int, suite: str) -> Path:
+        """The result of a gate behind a cycle."""
+        return self.root / _part_line("gates", self.cycles, DEFAULT_CYCLES) / f"cycle_{number:02d}_{suite}"
+
+    @property
+    def predictions_gate(self) -> Path:
+        return self.root / _part_line("gates", self.rounds, DEFAULT_ROUNDS) / "predictions"
+
     @property
     def evaluation(self) -> Path:
-        return self.root / "evaluation"
+        return self.root / _part_line("evaluation", self.rounds, DEFAULT_ROUNDS)
 
     @property
     def reports(self) -> Path:
-        return self.root / "reports"
+        return self.root / _part_line("reports", self.rounds, DEFAULT_ROUNDS)
+
+
+def _part_line(name: str, line: str, default: str) -> str:
+    """``evaluation``, or ``evaluation-<line>`` for rounds or cycles in a folder that is not the default one."""
+    return name if line == default else f"{name}-{line.replace('/', '-')}"

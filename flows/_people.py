@@ -47,7 +47,7 @@ class FrozenWords:
 
 def is_played(layout: Layout, number: int) -> bool:
     """Whether a cycle is finished and its records have passed their gates; cycle 0 has none."""
-    gates = [layout.gate(f"cycle_{number:02d}_{suite}") for suite in CYCLE_GATES] if number else []
+    gates = [layout.cycle_gate(number, suite) for suite in CYCLE_GATES] if number else []
     return all((folder / MANIFEST_NAME).is_file() for folder in (layout.cycle(number), *gates))
 
 

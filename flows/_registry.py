@@ -1,12 +1,13 @@
-"""M_t in MLflow's model registry: a LoggedModel with its metrics, a version of a registered model, and aliases.
+"""M_t and the assistant's pools in MLflow's model registry: a LoggedModel with its metrics, a version of a registered model, aliases.
 
-Weights are not kept twice. An adapter's files become the LoggedModel's artifacts; full weights stay where DVC keeps them and the
-LoggedModel holds ``weights.json``, which names their folder and the SHA-256 of every file. ``mlflow.transformers.log_model`` is
+Weights are not kept twice. An adapter's files become the LoggedModel's artifacts; full weights and pools stay where DVC keeps them and
+the LoggedModel holds ``weights.json``, which names their folder and the SHA-256 of every file. ``mlflow.transformers.log_model`` is
 not used: over a local base it silently drops adapters when the model is loaded back.
 """
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,19 @@ from flows._provenance import clean_name
 from flows._tracking import TrackedRun
 from visloop.errors import DataError, ModelError
 from visloop.ids import hash_file, hash_json
+from visloop.records.manifest import read_manifest
 
+REASONER, POOLS = "visloop-reasoner", "visloop-pools"
+"""Registered models: the reasoners M_t, and what the assistant has learned after each cycle (demonstrations and prompts)."""
 WEIGHTS_NAME = "weights.json"
-NEWEST = "newest"
-"""The alias of the last registered version (``latest`` is reserved by MLflow)."""
+NEWEST, CHAMPION = "newest", "champion"
+"""Aliases: of the last registered version (``latest`` is reserved by MLflow), and of the promoted one."""
 DIGEST_TAG, WEIGHTS_TAG, KIND_TAG = "visloop.digest", "visloop.weights", "visloop.kind"
+FOLDER_TAG, STAGE_TAG, DATA_TAG = "visloop.folder", "visloop.stage", "visloop.data"
+"""Where a version was registered from and the data folder it belongs to, both relative to the project; and the hash of the stage that made
+it, by which other stages name it as their input."""
+Kind = Literal["adapter", "full", "pools"]
+_POOL_PARTS = ("demonstrations", "prompts")
 _ADAPTER_CONFIG, _ADAPTER_BASE = "adapter_config.json", "base.json"
 
 
@@ -35,7 +44,7 @@ class RegisteredModel:
     version: int
     model_id: str
     digest: str
-    kind: Literal["adapter", "full"]
+    kind: Kind
 
 
 def register_model(
@@ -47,27 +56,31 @@ def register_model(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
     aliases: Sequence[str] = (),
+    data: Path | None = None,
 ) -> RegisteredModel:
-    """Enter the model in ``folder`` as a version of ``name``; the same files from the same run are entered once.
+    """Enter what lies in ``folder`` as a version of ``name``; the same files from the same run are entered once.
 
     Args:
         run: the run that made the model (the round's child run).
-        folder: a saved PEFT adapter (it has ``adapter_config.json``) or full weights; hidden files and ``checkpoint*`` are left out.
+        folder: a saved PEFT adapter (it has ``adapter_config.json``), full weights (hidden files and ``checkpoint*`` are left out), or a
+            cycle (of which the pools count).
         metrics: recorded on the LoggedModel with the run's step.
         params: settings shown on the LoggedModel.
         tags: e.g. the parent M_t-1 and the hash of its data.
         aliases: e.g. ``m1``, in addition to ``newest``. An alias moves to the version that is given it last.
+        data: the data folder that it belongs to: its predictions and what it was made from are looked for there.
 
     Raises:
         ModelError: the folder holds no model files.
     """
     from mlflow.entities import LoggedModelStatus, Metric
 
-    files = _hash_model(folder)
+    kind = _find_kind(folder)
+    files = _hash_version(folder, kind)
     digest = hash_json(files)
-    kind: Literal["adapter", "full"] = "adapter" if _ADAPTER_CONFIG in files else "full"
     weights = hash_json({file: value for file, value in files.items() if file.endswith(".safetensors")})
-    labels = {DIGEST_TAG: digest, WEIGHTS_TAG: weights, KIND_TAG: kind, "round": str(run.step), **(tags or {})}
+    labels = {DIGEST_TAG: digest, WEIGHTS_TAG: weights, KIND_TAG: kind, "round": str(run.step), **_describe_place(run, folder, data)}
+    labels |= tags or {}
     client = run.client
     version = _find_version(run, name=name, digest=digest)
     if version is None:
@@ -91,14 +104,32 @@ def register_model(
         version = client.create_model_version(
             name, source=f"models:/{logged.model_id}", run_id=run.run_id, model_id=logged.model_id, tags=labels
         )
+    for key, value in labels.items():
+        if version.tags.get(key) != value:  # the same files, made or placed otherwise since
+            client.set_model_version_tag(name, version.version, key, value)
     for alias in (*aliases, NEWEST):
         client.set_registered_model_alias(name, alias, version.version)
     model_id = str(version.source).removeprefix("models:/")
     return RegisteredModel(name=name, version=int(version.version), model_id=model_id, digest=digest, kind=kind)
 
 
+def find_version(name: str, *, mlruns: Path, alias: str = NEWEST, version: int | None = None, folder: Path | None = None) -> Any | None:
+    """The entry of a version in the registry, or None: by number, as the newest one that was registered from ``folder``, or by alias."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(mlruns)
+    try:
+        if folder is not None:
+            place = _relate(folder, mlruns.resolve().parent)
+            found = [item for item in client.search_model_versions(f"name = '{name}'") if item.tags.get(FOLDER_TAG) == place]
+            return max(found, key=lambda item: int(item.version), default=None)
+        return client.get_model_version_by_alias(name, alias) if version is None else client.get_model_version(name, str(version))
+    except MlflowException:
+        return None
+
+
 def load_registered(name: str, *, mlruns: Path, alias: str = NEWEST, version: int | None = None) -> Path:
-    """The folder of a registered model, after its files have been checked against the recorded hashes.
+    """The folder of a registered version, after its files have been checked against the recorded hashes.
 
     Args:
         alias: e.g. ``m3``; passed over where ``version`` is given.
@@ -120,8 +151,9 @@ def load_registered(name: str, *, mlruns: Path, alias: str = NEWEST, version: in
         artifacts = Path(call_patiently(lambda: mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}")))
     except (MlflowException, OSError) as error:
         raise DataError(f"the files of {name} version {found.version} are not in {mlruns}: {error}") from error
-    if found.tags[KIND_TAG] == "adapter":
-        _check_digest(artifacts, _hash_model(artifacts), found, hint="register it again from its folder")
+    kind = found.tags[KIND_TAG]
+    if kind == "adapter":
+        _check_digest(artifacts, _hash_version(artifacts, kind), found, hint="register it again from its folder")
         return artifacts
     try:
         weights = json.loads((artifacts / WEIGHTS_NAME).read_text(encoding="utf-8"))
@@ -131,8 +163,52 @@ def load_registered(name: str, *, mlruns: Path, alias: str = NEWEST, version: in
     hint = f"`dvc checkout` or `dvc pull` brings {weights['path']} back"
     if not folder.is_dir():
         raise DataError(f"{name} version {found.version}: {folder} is missing; {hint}")
-    _check_digest(folder, _hash_model(folder), found, hint=hint)
+    try:
+        files = _hash_version(folder, kind)
+    except ModelError as error:
+        raise DataError(f"{name} version {found.version}: {error}; {hint}") from error
+    _check_digest(folder, files, found, hint=hint)
     return folder
+
+
+def name_alias(short: str, *, line: str, default: str) -> str:
+    """The alias of M_t (``m3``) or of a cycle (``c2``). In a folder of its own (``paths.rounds``, ``paths.cycles``) it has the folder's
+    name before it: a sweep's jobs do not take the alias from each other, or from the default's."""
+    return short if line == default else f"{re.sub(r'[^A-Za-z0-9_]+', '-', line)}-{short}"
+
+
+def _find_kind(folder: Path) -> Kind:
+    if all((folder / part).is_dir() for part in _POOL_PARTS):
+        return "pools"
+    return "adapter" if (folder / _ADAPTER_CONFIG).is_file() else "full"
+
+
+def _describe_place(run: TrackedRun, folder: Path, data: Path | None) -> dict[str, str]:
+    """Tags that lead from a version to its stage, and to the data folder where that is known."""
+    root, manifest = run.mlruns.parent, read_manifest(folder)
+    tags = {FOLDER_TAG: _relate(folder, root)}
+    if manifest is not None:
+        tags[STAGE_TAG] = hash_json(manifest.files)
+    return tags if data is None else {**tags, DATA_TAG: _relate(data, root)}
+
+
+def _relate(folder: Path, root: Path) -> str:
+    return Path(os.path.relpath(folder.resolve(), root)).as_posix()
+
+
+def _hash_version(folder: Path, kind: str) -> dict[str, str]:
+    """SHA-256 by file name relative to ``folder``: of the pools of a cycle, else of a model."""
+    if kind != "pools":
+        return _hash_model(folder)
+    files = {
+        path.relative_to(folder).as_posix(): hash_file(path)
+        for part in _POOL_PARTS
+        for path in sorted((folder / part).rglob("*"))
+        if path.is_file()
+    }
+    if not files:
+        raise ModelError(f"{folder}: no pools there (folders {' and '.join(_POOL_PARTS)}); give the folder of a finished cycle")
+    return files
 
 
 def _hash_model(folder: Path) -> dict[str, str]:
@@ -172,7 +248,7 @@ def _store_files(run: TrackedRun, logged: Any, *, folder: Path, files: Mapping[s
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to((folder / name).resolve())
         else:
-            path = Path(os.path.relpath(folder.resolve(), run.mlruns.parent)).as_posix()
+            path = _relate(folder, run.mlruns.parent)
             (staged / WEIGHTS_NAME).write_text(json.dumps({"path": path, "sha256": dict(files)}, indent=2) + "\n", encoding="utf-8")
         run.client.log_model_artifacts(logged.model_id, str(staged))
 

@@ -1,5 +1,6 @@
 """One MLflow parent run per flow run, whichever flow was started: flows called from the pipeline join the pipeline's run."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from flows._artifacts import publish_summary
 from flows._liveness import label_flow_run
 from flows._summary import print_stage_table, reset_stage_rows, shown_tables, stage_rows
+from flows._sweeps import add_seconds, join_sweep
 from flows._tracking import TrackedRun, find_active_run, open_run
 from flows._versioning import record_flow
 from visloop.config import Config
@@ -26,12 +28,15 @@ def open_flow_run(flow: str, config: Config) -> Iterator[TrackedRun]:
             yield joined
         return
     reset_stage_rows()
+    started = time.perf_counter()
     with open_run(flow, config) as run:
         try:
+            join_sweep(run, flow=flow)
             with _summarized(flow, run):
                 yield run
                 record_flow(flow, config)
         finally:
+            add_seconds(run, time.perf_counter() - started)
             pages = Path(config.paths.mlruns) / "gates"
             if pages.is_dir() and run.origin != "finished":
                 run.log_folder(pages, "gates")

@@ -10,17 +10,19 @@ from flows._assistant_systems import System, list_ablations, list_curve, list_fr
 from flows._cycle_history import hold_cycles
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
+from flows._objective import log_rows
 from flows._run import open_flow_run
 from flows._summary import open_console, show_tables
 from flows._tracking import TrackedRun
-from flows.reflect_learn import prepare_tasks, print_cycles, teach
+from flows.reflect_learn import judge_cycle, prepare_tasks, print_cycles, teach
 from visloop.evaluation.report import read_report
 from visloop.evaluation.tables import build_families_table, build_paired_table, build_systems_table
 
 
 @flow(name="clova")
-def clova(values: dict[str, Any]) -> None:
-    """Tasks, all cycles, every row of the table, curve and report."""
+def clova(values: dict[str, Any]) -> float | None:
+    """Tasks, all cycles, every row of the table, curve and report. Returns what a sweep compares: the last cycle's figure on the gate's
+    held-out tasks."""
     config = from_plain(values)
     layout = Layout.from_config(config)
     with hold_cycles(layout), open_flow_run("clova", config) as run:
@@ -36,7 +38,7 @@ def clova(values: dict[str, Any]) -> None:
         path = publish_assistant_report(layout)
         report = read_report(path)
         run.log_json(path)
-        run.log_metrics({f"assistant.{row.name}.{row.metric}": row.value for row in report.rows}, step=0)
+        log_rows(run, report.rows, prefix="assistant")
         for picture in sorted((layout.assistant / "report").glob("*.png")):
             run.log_plot(picture)
         tables = (
@@ -46,6 +48,7 @@ def clova(values: dict[str, Any]) -> None:
         )
         show_tables(tables)
         open_console().print(f"report: {path} ({REPORT_NAME})", markup=False)
+        return judge_cycle(config, layout, run, config.assistant.tasks.cycles)
 
 
 def measure_system(layout: Layout, run: TrackedRun, system: System) -> None:

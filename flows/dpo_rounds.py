@@ -8,9 +8,10 @@ from prefect import flow
 
 from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
-from flows._layout import Layout
+from flows._layout import DEFAULT_ROUNDS, Layout
+from flows._objective import log_objective, measure_head
 from flows._people import freeze_questions, read_questions
-from flows._registry import register_model
+from flows._registry import REASONER, name_alias, register_model
 from flows._round_stages import (
     choose_prompts,
     judge_round,
@@ -34,12 +35,11 @@ from visloop.reasoning.rounds import should_stop
 from visloop.records.reasoning import AssessedPath
 from visloop.records.shards import read_shards
 
-REGISTERED_NAME = "visloop-reasoner"
-
 
 @flow(name="dpo_rounds")
-def dpo_rounds(values: dict[str, Any]) -> None:
-    """M_0 measured on the validation split, then the rounds until they are done or the stop rule ends them."""
+def dpo_rounds(values: dict[str, Any]) -> float:
+    """M_0 measured on the validation split, then the rounds until they are done or the stop rule ends them. Returns what a sweep compares:
+    the sampled accuracy of the last accepted model on validation."""
     config = from_plain(values)
     layout = Layout.from_config(config)
     with open_flow_run("dpo_rounds", config) as run:
@@ -50,6 +50,7 @@ def dpo_rounds(values: dict[str, Any]) -> None:
             else:
                 play_round(config, layout, run, number)
         log_decisions(config, layout)
+        return log_objective(run, measure_head(config, layout, head=read_head(layout, before=wanted[-1] + 1)))
 
 
 def start_rounds(config: Config, layout: Layout, run: TrackedRun) -> None:
@@ -61,11 +62,12 @@ def start_rounds(config: Config, layout: Layout, run: TrackedRun) -> None:
         child.log_round(metrics)
         register_model(
             child,
-            name=REGISTERED_NAME,
+            name=REASONER,
             folder=layout.model("reasoner"),
             metrics=numbers(metrics),
-            aliases=["m0"],
+            aliases=[name_alias("m0", line=layout.rounds, default=DEFAULT_ROUNDS)],
             tags={"accepted": "true"},
+            data=layout.root,
         )
 
 
@@ -124,11 +126,15 @@ def play_round(config: Config, layout: Layout, run: TrackedRun, number: int) -> 
         child.log_json(folder / "report" / "report.json")
         register_model(
             child,
-            name=REGISTERED_NAME,
+            name=REASONER,
             folder=folder / "model",
             metrics=numbers(metrics),
-            aliases=[f"m{number}", *(["head"] if report.accepted else [])],
+            aliases=[
+                name_alias(short, line=layout.rounds, default=DEFAULT_ROUNDS)
+                for short in (f"m{number}", *(["head"] if report.accepted else []))
+            ],
             tags={"accepted": str(report.accepted).lower(), "parent": report.parent_hash, "data": report.data_hash},
+            data=layout.root,
         )
 
 

@@ -8,6 +8,7 @@ from flows._checks import run_gate
 from flows._entry import from_plain, run_flow
 from flows._evaluation_stages import answer_systems, examine_reasoner, list_reasoners
 from flows._layout import Layout
+from flows._objective import log_rows
 from flows._report_stages import make_report, publish_report
 from flows._run import open_flow_run
 from flows._summary import open_console, show_tables
@@ -25,12 +26,13 @@ def evaluation(values: dict[str, Any]) -> None:
         for reasoner in reasoners:
             run.log_stage(examine_reasoner(config, layout, reasoner=reasoner))
         run.log_stage(answer_systems(config, layout, reasoners=reasoners))
-        run_gate("predictions", suite="predictions", records=layout.evaluation / "systems", config=config, layout=layout)
+        records = layout.evaluation / "systems"
+        run_gate("predictions", suite="predictions", records=records, config=config, layout=layout, folder=layout.predictions_gate)
         run.log_stage(make_report(config, layout, reasoners=reasoners))
         path = publish_report(layout)
         report = read_report(path)
         run.log_json(path)
-        run.log_metrics({f"test.{row.name}.{row.metric}": row.value for row in report.rows if "/" not in row.metric}, step=0)
+        log_rows(run, [row for row in report.rows if "/" not in row.metric], prefix="test")
         for picture in sorted(layout.reports.glob("*.png")):
             run.log_plot(picture)
         show_tables(build_tables(report))

@@ -19,11 +19,11 @@ PHASES = (generation, assessment, sft, dpo_rounds, evaluation)
 
 
 @flow(name="pipeline")
-def pipeline(values: dict[str, Any]) -> None:
-    """All phases in order, in one MLflow run."""
+def pipeline(values: dict[str, Any]) -> float:
+    """All phases in order, in one MLflow run. Returns what a sweep compares: the figure of the rounds."""
     with open_flow_run("pipeline", from_plain(values)):
-        for phase in PHASES:
-            phase(values)
+        returned = {phase.name: phase(values) for phase in PHASES}
+    return float(returned[dpo_rounds.name])
 
 
 if __name__ == "__main__":

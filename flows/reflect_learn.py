@@ -9,9 +9,12 @@ from flows._checks import run_assistant_gate
 from flows._cycle_history import hold_cycles
 from flows._cycle_runs import find_cycle_runs, log_cycle
 from flows._entry import from_plain, run_flow
-from flows._layout import Layout
+from flows._layout import DEFAULT_CYCLES, Layout
+from flows._objective import log_objective, measure_cycle
 from flows._people import CYCLE_GATES, find_frozen, freeze_words, list_frozen
 from flows._records import read_json
+from flows._registry import POOLS, name_alias, register_model
+from flows._round_stages import hash_stage
 from flows._run import open_flow_run
 from flows._summary import open_console, show_tables
 from flows._tracking import TrackedRun
@@ -21,10 +24,10 @@ from visloop.evaluation.tables import Table
 
 
 @flow(name="reflect_learn")
-def reflect_learn(values: dict[str, Any]) -> None:
+def reflect_learn(values: dict[str, Any]) -> float | None:
     """The next cycle that has not been played, or the one that ``assistant.tasks.only`` names; 0 only prepares what cycles read. Behind
     the cycles of the drawn stream each call plays one on what people said since (``make page``, MLflow's pages). A second process that
-    is started meanwhile is refused."""
+    is started meanwhile is refused. Returns what a sweep compares: the cycle's figure on the gate's held-out tasks."""
     config = from_plain(values)
     layout = Layout.from_config(config)
     with hold_cycles(layout), open_flow_run("reflect_learn", config) as run:
@@ -32,19 +35,28 @@ def reflect_learn(values: dict[str, Any]) -> None:
         only = config.assistant.tasks.only
         number = find_next_cycle(config, layout) if only is None else only
         if number == 0:
-            return
+            return None
         if number is None:
             number = freeze_words(config, layout)
         if number is None:
             version_people(layout)  # what a run that was killed at its end left
             played = config.assistant.tasks.cycles
             open_console().print(f"all {played} cycles of the stream have been played, and nobody said anything new")
-            return
+            return None
         if number > 1:
             settle_cycle(config, layout, run, number - 1)
         teach(config, layout, run, number)
         print_cycles(config, layout)
         version_people(layout)
+        return judge_cycle(config, layout, run, number)
+
+
+def judge_cycle(config: Config, layout: Layout, run: TrackedRun, number: int) -> float | None:
+    """Record what the run is judged by: the figure of a cycle on the gate's held-out tasks."""
+    if number == 0:
+        return None
+    row = measure_cycle(config, read_json(layout.cycle(number) / "report.json")["gate"], number=number, tasks=layout.tasks)
+    return None if row is None else log_objective(run, row)
 
 
 def version_people(layout: Layout) -> None:
@@ -61,6 +73,7 @@ def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
     run_assistant_gate("tasks", suite="tasks", records=layout.tasks, config=config, layout=layout, tasks=layout.tasks)
     run.log_stage(draw_collection(config, layout))
     run.log_stage(start_pools(layout))
+    enter_pools(layout, run, 0)
 
 
 def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
@@ -70,6 +83,7 @@ def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
         child.log_stage(play_cycle(config, layout, number=number, people=people))
         check_cycle(config, layout, number)
         log_cycle(config, layout, child, number)
+        enter_pools(layout, child, number)
 
 
 def settle_cycle(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
@@ -78,6 +92,22 @@ def settle_cycle(config: Config, layout: Layout, run: TrackedRun, number: int) -
     if not find_cycle_runs(layout, run, number):
         with run.open_child(f"cycle {number}", step=number) as child:
             log_cycle(config, layout, child, number)
+            enter_pools(layout, child, number)
+
+
+def enter_pools(layout: Layout, run: TrackedRun, number: int) -> None:
+    """Enter what the assistant knows after a cycle into the registry: a candidate for promotion."""
+    report = read_json(layout.cycle(number) / "report.json")
+    parent = hash_stage(layout.cycle(number - 1)) if number else ""
+    register_model(
+        run,
+        name=POOLS,
+        folder=layout.cycle(number),
+        metrics={key: value for key, value in report.get("gate", {}).items() if isinstance(value, int | float)},
+        aliases=[name_alias(f"c{number}", line=layout.cycles, default=DEFAULT_CYCLES)],
+        tags={"round": str(number), "accepted": "true", **({"parent": parent} if parent else {})},
+        data=layout.root,
+    )
 
 
 def check_cycle(config: Config, layout: Layout, number: int) -> None:
@@ -92,6 +122,7 @@ def check_cycle(config: Config, layout: Layout, number: int) -> None:
             files=None if apart else [f"{suite}.jsonl"],
             config=config,
             layout=layout,
+            folder=layout.cycle_gate(number, suite),
             tasks=layout.tasks,
             traces=folder if suite == "critiques" else None,
             more=find_frozen(config, layout, number),

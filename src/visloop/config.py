@@ -50,6 +50,13 @@ class Loss(Enum):
     mpo = "mpo"
 
 
+class Serve(Enum):
+    """Which registered version answers people: the promoted one, or the newest one that passed its guards."""
+
+    champion = "champion"
+    newest = "newest"
+
+
 class Combine(Enum):
     """How the answer is made from one or several chains."""
 
@@ -297,6 +304,16 @@ class EvaluationConfig:
 
 
 @dataclass
+class PromotionConfig:
+    """When a version becomes the champion, and whether people are answered by it. ``metric`` of the held-out predictions must rise by more
+    than ``min_gain`` (in its own unit: 0.01 is one point of an accuracy) at the confidence of the evaluation."""
+
+    metric: str = "accuracy"
+    min_gain: float = 0.0
+    serve: Serve = Serve.champion
+
+
+@dataclass
 class Config:
     """Everything one flow run knows."""
 
@@ -316,5 +333,6 @@ class Config:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    promotion: PromotionConfig = field(default_factory=PromotionConfig)
     llm: ChatConfig = field(default_factory=lambda: ChatConfig(backend=Backend.openai, model="llm"))
     assistant: AssistantConfig = field(default_factory=AssistantConfig)

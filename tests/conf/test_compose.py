@@ -1,6 +1,7 @@
 """Every YAML under conf/ composes, holds what it says it holds, and refuses what it does not know."""
 
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows._assistant_systems import ABLATIONS
 from flows._entry import CONFIG_DIR, compose_config, from_plain, needs_hub, to_plain
 from visloop.config import Combine, Config, Loss, PairStrategy, Scorer
 from visloop.errors import ConfigError
@@ -36,9 +38,15 @@ OPTIONS = sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.nam
 EXPERIMENTS = sorted((CONFIG_DIR / "experiment").glob("*.yaml"))
 
 
+@cache
+def _default() -> Config:
+    """The default config; nobody changes it."""
+    return compose_config()
+
+
 def test_every_yaml_is_counted() -> None:
     assert len(OPTIONS) == 48
-    assert len(EXPERIMENTS) == 15
+    assert len(EXPERIMENTS) == 26
     assert {path.parent.name for path in OPTIONS} == set(GROUPS)
     assert len(list(CONFIG_DIR.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 1
 
@@ -52,7 +60,7 @@ def test_option_composes(path: Path) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_composes_and_differs_from_the_default(path: Path) -> None:
     config = compose_config([f"experiment={path.stem}"])
-    assert config != compose_config()
+    assert config != _default()
     assert from_plain(to_plain(config)) == config
 
 
@@ -153,6 +161,10 @@ def test_named_variants_change_what_they_name() -> None:
     default = compose_config()
     assert compose_config(["experiment=dpo_sigmoid"]).dpo.loss is Loss.sigmoid
     assert compose_config(["experiment=dpo_mpo"]).dpo.loss is Loss.mpo
+    nll = compose_config(["experiment=dpo_nll"]).dpo
+    assert (nll.loss, nll.nll_weight) == (Loss.sigmoid_nll, 1.0) and default.dpo.nll_weight != 1.0
+    one = compose_config(["experiment=dpo_one_round"]).rounds
+    assert (one.rounds, one.prompts_per_round) == (1, default.rounds.rounds * default.rounds.prompts_per_round)
     for name in ("correct_flawed", "margin", "best_worst"):
         changed = compose_config([f"experiment=pairs_{name}"])
         assert changed.rounds.pairs.strategy is PairStrategy(name)
@@ -166,6 +178,18 @@ def test_named_variants_change_what_they_name() -> None:
     assert votes.reason_sampling.temperature > 0, "greedy chains would all be the same"
     best = compose_config(["experiment=best_of_n"]).answer
     assert (best.combine, best.chains > 1, best.reason_sampling.temperature > 0) == (Combine.best_of_n, True, True)
+
+
+def test_each_loss_has_an_experiment() -> None:
+    losses = {compose_config([f"experiment={path.stem}"]).dpo.loss for path in EXPERIMENTS if path.stem.startswith("dpo_")}
+    assert losses == set(Loss)
+
+
+@pytest.mark.parametrize("name", sorted(ABLATIONS))
+def test_an_ablation_by_itself_is_the_row_of_the_table(name: str) -> None:
+    """``experiment=clova_<name>`` has the settings with which the whole table learns the row of that name."""
+    alone, (_, change) = compose_config([f"experiment=clova_{name}"]), ABLATIONS[name]
+    assert alone == change(_default())
 
 
 @pytest.mark.parametrize(

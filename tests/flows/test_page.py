@@ -27,12 +27,11 @@ from flows._entry import compose_config
 from flows._layout import Layout
 from flows._people import freeze_questions, freeze_words, list_frozen, read_frozen, read_questions
 from flows._records import read_split, write_json
-from flows._registry import register_model
+from flows._registry import REASONER, register_model
 from flows._round_stages import make_pairs
 from flows._tracking import open_run
 from flows._words import Refusal, read_words
 from flows.assessment import assess_folder
-from flows.dpo_rounds import REGISTERED_NAME
 from flows.generation import make_dataset
 from flows.reflect_learn import teach
 from flows.sft import sample_folder
@@ -121,7 +120,7 @@ def agents(project: Config) -> None:
     write_json(report / "head.json", {"round": 0, "model": "models/reasoner", "validation": ""})
     write_manifest(report, Manifest(stage="round 0", inputs={}, config={}, code=""))
     with open_run("dpo_rounds", project) as run, run.open_child("M_0", step=0) as child:
-        register_model(child, name=REGISTERED_NAME, folder=layout.model("reasoner"), aliases=["m0"])
+        register_model(child, name=REASONER, folder=layout.model("reasoner"), aliases=["m0"])
 
 
 @pytest.fixture(scope="module")
