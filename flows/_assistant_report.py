@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows._assistant_stages import read_predictions, read_tasks
+from flows._assistant_stages import pool_inputs, read_predictions, read_tasks
 from flows._assistant_systems import FROZEN, FROZEN_PLAN, LEARNED, System
 from flows._layout import Layout
 from flows._records import read_json, write_json
@@ -16,6 +16,7 @@ from visloop.config import Config
 from visloop.evaluation.metrics import Outcomes, Paired, Row, compare_outcomes, measure_outcomes, read_outcomes
 from visloop.evaluation.plots import plot_curve, plot_families, plot_systems
 from visloop.evaluation.report import Report, read_report, write_report
+from visloop.ids import hash_tree
 from visloop.records.assistant import Task
 from visloop.records.reasoning import Prediction
 from visloop.records.shards import write_bytes
@@ -46,7 +47,10 @@ def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[S
                 for system in systems
                 if system.played is not None
             ],
-            hashes={"tasks": hash_stage(layout.tasks), **{f"pools {system.name}": hash_stage(system.pools) for system in systems}},
+            hashes={
+                "tasks": hash_stage(layout.tasks),
+                **{f"pools {system.name}": hash_tree([*pool_inputs(system.pools).values()]) for system in systems},
+            },
         )
         write_report(place / "report.json", report)
         draw_plots(config, layout, report, place=place, systems=systems)

@@ -134,6 +134,11 @@ def read_pools(folder: Path) -> Pools:
     return Pools(demonstrations=load_demonstrations(folder / "demonstrations"), prompts=load_pool(folder / "prompts"))
 
 
+def pool_inputs(folder: Path) -> dict[str, Path]:
+    """What a stage reads of a cycle: the pools alone, whose bytes do not depend on how long anything took, as those of traces do."""
+    return {name: folder / name for name in ("demonstrations", "prompts")}
+
+
 def read_tasks(layout: Layout, part: str) -> list[Task]:
     return read_shard(layout.tasks / f"{part}.jsonl", Task)
 
@@ -227,7 +232,8 @@ def play_cycle(
         inputs={
             "tasks": layout.tasks,
             "collection": layout.collection,
-            "pools": start,
+            **pool_inputs(start),
+            "known": start / "report.json",
             **tool_inputs(config.assistant),
             **({} if people is None else {"people": people}),
         },
@@ -266,7 +272,7 @@ def examine_pools(config: Config, layout: Layout, *, name: str, pools: Path, par
     return run_stage(
         f"examine {folder.name}",
         folder=folder,
-        inputs={"tasks": layout.tasks, "collection": layout.collection, "pools": pools, **tool_inputs(config.assistant)},
+        inputs={"tasks": layout.tasks, "collection": layout.collection, **pool_inputs(pools), **tool_inputs(config.assistant)},
         config={"assistant": _learning_config(config), "parts": list(parts), "name": name, "seed": config.seed},
         code=CYCLE_CODE,
         work=work,
