@@ -185,6 +185,35 @@ def test_an_expected_error_is_one_paragraph(command_line: pytest.MonkeyPatch, ca
     assert attempts == {"00000": 1}, "wrong data does not get better by trying again"
 
 
+def test_a_second_pipeline_on_the_same_data_is_refused(command_line: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Who is at work is named, nothing of it is touched; when it has gone, by kill -9 too, the same command goes through."""
+    _call(command_line)
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from flows._folders import StageFolder
+        with StageFolder(Path("data/squares")).lock():
+            print("at work", flush=True)
+            sys.stdin.readline()"""
+    before = {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    first = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "at work\n"
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            _call(command_line, "seed=1")
+        text = " ".join("".join(capfd.readouterr()).split())
+        assert caught.value.code == 1
+        assert f"squares is being written by process {first.pid} on " in text and "wait for it, or stop it and run again" in text
+        assert {path: path.read_bytes() for path in before} == before
+    finally:
+        first.kill()
+        first.wait()
+    _call(command_line, "seed=1")
+    assert [row.state for row in stage_rows()] == ["ran", "skipped"]
+
+
 def test_the_switch_shows_the_traceback(command_line: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     command_line.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(BaseException, match=r"picture 7|^1$"):
