@@ -95,7 +95,7 @@ def _open_client(folder: Path, address: str) -> PatientClient:
 
 
 def _check_writable(folder: Path) -> None:
-    """MLflow itself would try for the better part of an hour to open a database that it may not write.
+    """MLflow itself would try for 100 seconds to open a database that it may not write.
 
     Raises:
         DataError: the folder or the database in it cannot be written.

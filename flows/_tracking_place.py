@@ -111,7 +111,7 @@ def _refuse_password(address: str, *, key: str) -> None:
 
 
 def _check_reachable(place: TrackingPlace) -> None:
-    """Say at once what is missing: MLflow itself would try for a quarter of an hour before it gives up."""
+    """Say at once what is missing: MLflow itself would try for 100 seconds before it gives up."""
     if place.artifacts.startswith("s3:") and importlib.util.find_spec("boto3") is None:
         raise ConfigError(f"tracking.artifacts={place.artifacts} needs boto3: install this project with the extra 's3'")
     if place.uri.startswith("http"):

@@ -5,8 +5,8 @@ import multiprocessing
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def test_what_is_there_is_never_overwritten(saved: tuple[Path, Path], tmp_path: 
     (places.data / "raw" / "mine").write_text("mine")
     with pytest.raises(DataError, match=r"something already: .*clone/data; .*REPLACE=1"):
         restore_backup(backup, places)
-    with _other_process(_hold, places.data / "raw" / "mine") as pid, pytest.raises(DataError, match=rf"process {pid} .* at work on .*mine"):
+    with run_beside(_hold, places.data / "raw" / "mine") as pid, pytest.raises(DataError, match=rf"process {pid} .* at work on .*mine"):
         restore_backup(backup, places, replace=True)
     restored = restore_backup(backup, places, replace=True)
     assert restored.moved is not None and (restored.moved / "data" / "raw" / "mine").read_text() == "mine"
@@ -200,14 +200,16 @@ def test_only_whole_addresses_are_moved(tmp_path: Path) -> None:
     assert found == {"tags": ["file:///q/artifacts/x", "file:///q", *values[2:]], "params": values}
 
 
-def _hold(path: Path) -> None:
+def _hold(path: Path, started: Any) -> None:
     with path.open():
+        started.set()
         time.sleep(600)
 
 
-def _work(root: Path) -> None:
+def _work(root: Path, started: Any) -> None:
     """A flow that never rests: stages made again with other bytes, runs with metrics and artifacts."""
     number = 0
+    started.set()
     while True:
         number += 1
         for name in ("squares", "cubes"):
@@ -223,21 +225,19 @@ def _work(root: Path) -> None:
             run.log_report({"number": number}, "busy")
 
 
-class _other_process:
-    """A process of its own that is killed at the end; gives its id."""
-
-    def __init__(self, function: Callable[[Path], None], argument: Path) -> None:
-        self.process = multiprocessing.get_context("spawn").Process(target=function, args=(argument,))
-
-    def __enter__(self) -> int:
-        self.process.start()
-        time.sleep(3)
-        assert self.process.pid is not None and self.process.is_alive()
-        return self.process.pid
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.join()
+@contextmanager
+def run_beside(function: Callable[[Path, Any], None], argument: Path) -> Iterator[int]:
+    """A process of its own that calls ``function`` and is killed at the end; gives its id once it has started its work."""
+    spawn = multiprocessing.get_context("spawn")
+    started = spawn.Event()
+    process = spawn.Process(target=function, args=(argument, started))
+    process.start()
+    try:
+        assert started.wait(120) and process.pid is not None
+        yield process.pid
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ def test_a_backup_that_is_taken_during_a_run_is_whole(tmp_path: Path) -> None:
     """Each stage is one of the versions that the writer made, never a mixture; every run of the history has its artifact."""
     root = tmp_path / "project"
     make_history(root / "mlruns")
-    with _other_process(_work, root):
+    with run_beside(_work, root):
         while count_runs(root / "mlruns" / "mlflow.db").get("busy", 0) < 2:
             time.sleep(0.1)
         for number in range(3):
