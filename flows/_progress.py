@@ -1,4 +1,4 @@
-"""The progress of a long stage in Prefect's pages."""
+"""The progress of a stage: a bar on the terminal, and an artifact in Prefect's pages where it lasts."""
 
 import logging
 import re
@@ -9,12 +9,20 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PROGRESS_SECONDS = 5.0
 """A stage that lasts longer has a progress artifact, and this is how often it moves."""
 
 _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
+
+
+def open_bar() -> Progress:
+    """The bar of a sharded stage, on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def make_key(name: str) -> str:

@@ -18,12 +18,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from pydantic import TypeAdapter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flows._code import hash_code
 from flows._folders import Receipt, StageFolder, hash_input
-from flows._progress import StageProgress
+from flows._progress import StageProgress, open_bar
 from flows._summary import StageRow, StageState, add_stage_row
 from visloop.errors import DataError, ModelError, VisloopError
 from visloop.ids import hash_file, hash_json
@@ -174,7 +172,7 @@ def run_sharded_stage(
         receipts = {file: receipt for file in names if (receipt := place.read_receipt(file)) is not None}
         kept = len(receipts)
         show = StageProgress(name)
-        with _progress() as progress:
+        with open_bar() as progress:
             bar = progress.add_task(name, total=len(names), completed=kept)
             for shard, file in zip(shards, names, strict=True):
                 if file not in receipts:
@@ -304,8 +302,3 @@ def _sum_counts(parts: Iterable[Counts]) -> dict[str, float]:
         for key, value in counts.items():
             totals[key] = totals.get(key, 0.0) + value
     return totals
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))

@@ -54,7 +54,7 @@ def close_crashed() -> None:
     """Close the runs that a crash left open, and say which."""
     console = open_output()
     for run in close_crashed_runs(worker_is_alive=_is_alive("worker")):
-        console.print(f"closed as Crashed: {run.name} (was {run.state}): {run.reason}", markup=False)
+        console.print(f"closed as Crashed: {run.name} (was {run.state}): {run.reason}", markup=False, soft_wrap=True)
 
 
 def print_deployments() -> None:
