@@ -30,7 +30,8 @@ def test_the_figures_are_those_of_the_four_cases() -> None:
     assert (test.wins, test.losses, test.n, test.groups) == (15, 3, 100, 100)
     assert (test.candidate_value, test.champion_value) == (0.75, 0.63) and test.difference == pytest.approx(0.12)
     assert test.p == pytest.approx(2 * binom.cdf(3, 18, 0.5)) == pytest.approx(2 * 988 / 2**18)
-    assert 0.03 < test.low < 0.12 < test.high < 0.21
+    spread = 1.96 * ((0.18 - 0.12**2) / 100) ** 0.5
+    assert (test.low, test.high) == (pytest.approx(0.12 - spread, abs=0.015), pytest.approx(0.12 + spread, abs=0.015))
     assert list_objections(test) == []
     assert "75.0" in describe_test(test) and "15 won, 3 lost of 100 samples in 100 scenes" in describe_test(test)
 
