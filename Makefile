@@ -26,7 +26,8 @@ TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/vis
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
 	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py \
 	flows/_liveness.py flows/_progress.py flows/_artifacts.py flows/operations \
-	flows/_people.py flows/_words.py flows/_answer_traces.py flows/_tracking_place.py flows/backups apps
+	flows/_people.py flows/_words.py flows/_answer_traces.py flows/_tracking_place.py flows/backups apps \
+	$(addprefix flows/,_candidates.py _champion.py _lineage.py _measured.py _objective.py _sweeps.py)
 
 # No telemetry, from this Makefile's children either.
 export DO_NOT_TRACK := 1
@@ -152,6 +153,14 @@ stop: $(INSTALLED) ## stop worker, running flows and servers
 .PHONY: page
 page: $(INSTALLED) ## ask, see every step, say right or wrong: http://127.0.0.1:7860 (PAGE_PORT=... ARGS="experiment=...")
 	@$(RUN) -m apps.page --port $(PAGE_PORT) $(ARGS)
+
+.PHONY: models
+models: $(INSTALLED) ## registered models (ARGS="promote reasoner m3", "rollback reasoner", "lineage pools champion"; lists them by default)
+	@$(RUN) -m apps.models $(or $(ARGS),list)
+
+.PHONY: sweeps
+sweeps: $(INSTALLED) ## the newest multirun as a table: best job, interval, seconds (ARGS="--list", "--metric ...")
+	@$(RUN) -m apps.sweeps $(ARGS)
 
 .PHONY: clean
 clean: ## caches and Hydra's output folders; results stay

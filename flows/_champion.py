@@ -168,13 +168,16 @@ def _find_measured_champion(champion: Candidate, *, mlruns: Path) -> list[Measur
         found, missing = [], error
     runs = [run for run in list_history(champion.name, mlruns=mlruns) if run.data.tags[_OUTCOME] == "promoted"]
     for run in [run for run in runs if int(run.data.tags[_VERSION]) == champion.version][-1:]:
-        import mlflow
-
-        folder = call_patiently(lambda run_id=run.info.run_id: mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=_KEPT))
-        found.append(read_kept(Path(folder)))
+        found.append(read_kept(_fetch_kept(run.info.run_id)))
     if not found and missing is not None:
         raise missing
     return found
+
+
+def _fetch_kept(run_id: str) -> Path:
+    import mlflow
+
+    return Path(call_patiently(lambda: mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=_KEPT)))
 
 
 def _record(config: Config, decision: Decision, *, metrics: Mapping[str, float], measured: Measured | None) -> None:

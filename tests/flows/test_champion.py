@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apps import models
+from apps._agents import AgentsDesk
 from flows import _champion
 from flows._candidates import find_candidate, find_champion, find_champion_cycle, list_candidates
 from flows._champion import list_history, list_reign, promote, roll_back
@@ -19,7 +21,7 @@ from flows._lineage import trace_lineage
 from flows._registry import CHAMPION, POOLS, REASONER, load_registered, register_model
 from flows._tracking import open_run
 from visloop.chat.weights import resolve_model
-from visloop.config import Config, EvaluationConfig, PathsConfig
+from visloop.config import Config, EvaluationConfig, PathsConfig, PromotionConfig, Serve
 from visloop.errors import ConfigError, DataError, ModelError
 from visloop.ids import hash_file
 from visloop.prompts.render import PromptSet
@@ -236,6 +238,21 @@ def test_pools_are_candidates_like_models(project: Project) -> None:
     (project.layout.cycle(1) / "prompts" / "prompts.safetensors").write_text("changed")
     with pytest.raises(DataError, match="not those of"):
         load_registered(POOLS, mlruns=project.mlruns, alias="c1")
+
+
+def test_the_page_answers_with_the_champion(project: Project, rounds: Callable[..., list[int]]) -> None:
+    first, second = rounds(BETTER, SAME)
+    desk = AgentsDesk(project.config, project.layout)
+    assert desk.find_version() is None, "no summarizer yet"
+    project.make_stage(project.layout.model("summarizer"), "sft summarizer", model__safetensors="s")
+    project.make_stage(project.layout.round(2) / "report", "round 2", head__json='{"round": 2, "model": "rounds/02/model"}')
+    assert desk._choose_version() == (2, second), "the last accepted round before there is a champion"
+    promote(project.config, name=REASONER, which="m1")
+    assert desk._choose_version() == (1, first) and desk.find_version() == 1
+    newest = replace(project.config, promotion=PromotionConfig(serve=Serve.newest))
+    assert AgentsDesk(newest, project.layout).find_version() == 2
+    elsewhere = replace(project.config, paths=replace(project.config.paths, data=str(project.root / "other")))
+    assert AgentsDesk(elsewhere, Layout.from_config(elsewhere)).find_version() is None, "another data folder has agents of its own"
 
 
 def test_lineage_follows_every_hop_by_hash(project: Project, rounds: Callable[..., list[int]]) -> None:
