@@ -39,7 +39,7 @@ def test_no_address_of_a_machine_is_in_the_frame(name: str) -> None:
     assert files
     for file in files:
         addresses = re.findall(r"https?://([^/\s:'\"]+)", file.read_text())
-        assert set(addresses) <= {"127.0.0.1", "localhost"}, file
+        assert set(addresses) <= {"127.0.0.1", "localhost", "{HOST}"}, file  # HOST: flows/_servers.py, also an address of this machine
         assert not re.search(r"/(home|root|Users)/", file.read_text()), file
 
 
