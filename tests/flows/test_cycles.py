@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -277,6 +278,53 @@ def test_of_two_processes_one_is_refused_and_a_killed_one_loses_nothing(project:
     assert hash_records(cycle) == hash_records(project.layout.cycle(2)) and begun.layout.find_last_cycle() == 2
     children = [run.info.run_name for run in read_runs(begun.root, "reflect_learn") if "mlflow.parentRunId" in run.data.tags]
     assert sorted(children) == ["cycle 1", "cycle 2"], "cycle 1, that came without a history, is in it as well"
+
+
+@pytest.mark.chaos
+def test_a_cycle_killed_at_any_change_of_the_disk_ends_with_the_same_bytes(project: Project, begun: Project, tmp_path: Path) -> None:
+    """Also in the midst of a state, of the final records, of the swap and of clearing up."""
+    points = (0.0, 0.02, 0.2, 0.4, 0.55, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.999)
+    places = {point: tmp_path / f"at{point}" for point in points}
+    for place in places.values():
+        shutil.copytree(begun.layout.root, place)
+    named = [f"{point}={place}" for point, place in places.items()]
+    command = [sys.executable, "-m", "tests.fixtures.killed_writes", "2", json.dumps(TINY), *named]
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT_ROOT}:{PROJECT_ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "manifest there: False" in done.stdout
+    wanted = hash_records(project.layout.cycle(2))
+    for point, place in places.items():
+        assert hash_records(place / "cycles" / "02") == wanted, f"killed at {point}: {done.stdout}"
+
+
+@pytest.mark.chaos
+def test_a_flow_killed_at_random_moments_ends_with_the_same_pools(project: Project, begun: Project) -> None:
+    """Six kills after the start of a cycle, most of them while a tool is taught, then the flow is run to its end."""
+    draw = random.Random(0)
+    cycle, kills = begun.layout.cycle(2), 0
+    for number in range(6):
+        process = start(begun.root)
+        sign = cycle / ".stage" / ("scratch/lessons" if number else "build")
+        try:
+            wait_until(sign.exists, process=process, place=begun.root)
+            time.sleep(draw.uniform(0.0, 3.0))
+        finally:
+            process.kill()
+        kills += process.wait(timeout=60) == -signal.SIGKILL
+        if (cycle / "manifest.json").exists():
+            break
+    assert kills >= 2
+    if not (cycle / "manifest.json").exists():
+        process = start(begun.root)
+        assert process.wait(timeout=300) == 0, read_log(begun.root, kills)
+    config = replace(project.config, paths=replace(project.config.paths, data=str(begun.layout.root), mlruns=str(begun.root / "mlruns")))
+    play(reflect_learn, config)  # cycle 3, after the history of cycle 2 is whole
+    for number in (2, 3):
+        assert hash_records(begun.layout.cycle(number)) == hash_records(project.layout.cycle(number))
+    runs = read_runs(begun.root, "reflect_learn")
+    named = [run.info.run_name for run in runs if run.info.run_name.startswith("cycle") and run.info.status == "FINISHED"]
+    assert sorted(named) == ["cycle 1", "cycle 2", "cycle 3"]
 
 
 def test_rollback_gives_the_pools_and_the_figures_of_a_cycle_again(project: Project) -> None:
