@@ -24,6 +24,7 @@ from visloop.assistant.proposals import (
     normalize_program,
     pair_attempts,
 )
+from visloop.assistant.relations import find_relations, relate_program
 from visloop.assistant.retrieval import Encoder, MaskedEncoder, retrieve
 from visloop.assistant.templates import Template, build_template
 from visloop.config_assistant import PlannerConfig
@@ -121,7 +122,8 @@ class SlotFillingPlanner:
 
     def list_composed(self, task: Task, *, pool: DemonstrationPool) -> list[Candidate]:
         """Readings of a task's instruction as two, each of which a demonstration fits; best first, programs differ. One that takes up an
-        instruction about two things has the same form for both."""
+        instruction about two things has the same form for both; one about things in a relation to others narrows the program for these
+        things."""
         lexicon, _, _ = self._prepare(pool)
         found: dict[str, Candidate] = {}
         yes_no = asks_yes_no(task.instruction)
@@ -149,6 +151,14 @@ class SlotFillingPlanner:
                         parts=2,
                         clear=yes_no and split.kind == "pair" and list_tools(first.program)[-2:-1] == ("COUNT",),
                     )
+                    self._keep(candidate, found, task, lexicon)
+        for relation in find_relations(task.instruction, lexicon=lexicon):
+            for part in self.list_candidates(replace(task, instruction=relation.first), pool=pool)[:_MOST_FORMS]:
+                related = relate_program(part.plan, part.program, relation=relation, find_signature=self.find_signature)
+                if related is not None:
+                    plan, program = related
+                    score = _COMPOSED * part.score
+                    candidate = Candidate(plan=plan, program=program, demonstrations=part.demonstrations, score=score, parts=2)
                     self._keep(candidate, found, task, lexicon)
         return sorted(found.values(), key=lambda candidate: -candidate.score)
 
