@@ -46,6 +46,11 @@ class Service:
     patience: float = 300.0
 
 
+def format_url(port: int) -> str:
+    """The address of a server of this machine."""
+    return f"http://127.0.0.1:{port}"
+
+
 def check_port(port: int, *, variable: str) -> None:
     """Refuse a port on which something listens already.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from flows._environment import PROJECT_ROOT
 from flows._servers import ADDRESS_FILE, ServiceRecord, is_address_file, read_service, write_address_file
 from flows.operations.deployments import POOL, WORKER, open_client
-from flows.operations.processes import HOST, Service, ServiceError, check_port, start_services
+from flows.operations.processes import HOST, Service, ServiceError, check_port, format_url, start_services
 from visloop.errors import ConfigError
 
 WORKDIR = "VISLOOP_WORKDIR"
@@ -94,7 +94,7 @@ def forget_server() -> None:
 
 
 def _prefect_server(port: int) -> Service:
-    url = f"http://{HOST}:{port}"
+    url = format_url(port)
     return Service(
         name="server",
         command=(*_module("prefect"), "server", "start", "--host", HOST, "--port", str(port)),
@@ -105,7 +105,7 @@ def _prefect_server(port: int) -> Service:
 
 
 def _mlflow_server(port: int, folder: Path) -> Service:
-    url = f"http://{HOST}:{port}"
+    url = format_url(port)
     store = f"sqlite:///{(folder / 'mlruns' / 'mlflow.db').as_posix()}"
     return Service(
         name="mlflow",

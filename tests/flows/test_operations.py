@@ -41,7 +41,7 @@ def _wait_for(what: str, look: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + PATIENCE
     while not (found := look()):
         assert time.monotonic() < deadline, f"waited {PATIENCE:.0f} s for {what}"
-        time.sleep(0.5)
+        time.sleep(1.0)
     return found
 
 
@@ -167,7 +167,7 @@ def _add_schedule(place: Installation, deployment: str, *, seconds: float, overr
     with place.open_client() as client:
         found = client.read_deployment_by_name(deployment)
         schedule = IntervalSchedule(interval=timedelta(seconds=seconds))
-        wanted = DeploymentScheduleCreate(schedule=schedule, active=True, parameters={"overrides": overrides})
+        wanted = DeploymentScheduleCreate(schedule=schedule, active=True, max_scheduled_runs=2, parameters={"overrides": overrides})
         reply = client.request(
             "POST", f"/deployments/{found.id}/schedules", json=[wanted.model_dump(mode="json", exclude_unset=True, exclude_none=True)]
         )
