@@ -70,18 +70,14 @@ def _schema() -> Container:
 
 
 def register_schema() -> None:
-    """Store the typed schema as ``base_config`` and the resolvers that ``conf/config.yaml`` uses. Safe to call twice.
-
-    Resolved values are cached in the composed config, which a launcher hands to the processes of its jobs: there they are what they
-    were here.
-    """
+    """Store the typed schema as ``base_config`` and the resolvers that ``conf/config.yaml`` uses. Safe to call twice."""
     ConfigStore.instance().store(name="base_config", node=_schema())
     for name, read in {
         "visloop.flow": lambda: _running.flow,
         "visloop.doc": lambda: _running.doc,
         "visloop.run_id": lambda: _running.run_id,
     }.items():
-        OmegaConf.register_new_resolver(name, read, use_cache=True, replace=True)
+        OmegaConf.register_new_resolver(name, read, use_cache=False, replace=True)
 
 
 register_schema()

@@ -35,6 +35,7 @@ DEFAULTS = {
     "OMP_NUM_THREADS": "1",
     # A model of a few megabytes needs no bar of its own; the stages have theirs.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
