@@ -81,7 +81,7 @@ rollback: $(INSTALLED) ## the assistant's pools of an earlier cycle again; later
 
 .PHONY: test
 test: lint ## everything that CI asks: lint, then all tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## the pipeline killed with -9 and started again, until it ends like one that was not (minutes)
