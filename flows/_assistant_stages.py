@@ -152,7 +152,7 @@ def take_stream(config: Config, layout: Layout, number: int) -> list[Task]:
     """The tasks of one cycle: an equal share of the stream, in order."""
     stream, cycles = read_tasks(layout, "stream"), config.assistant.tasks.cycles
     if not 1 <= number <= cycles:
-        raise ConfigError(f"cycle {number}: assistant.tasks.cycles is {cycles}")
+        raise ConfigError(f"cycle {number}: assistant.tasks.cycles is {cycles}; for `dvc repro`, dvc.yaml has to list as many cycles")
     return stream[len(stream) * (number - 1) // cycles : len(stream) * number // cycles]
 
 

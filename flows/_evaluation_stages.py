@@ -4,21 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from flows._exams import EXAM_CODE, Examination, make_exam
 from flows._layout import Layout
 from flows._mounts import chat_inputs, hash_prompts, mount_model
 from flows._records import read_json, read_split
 from flows._round_stages import read_reports
-from flows._stage import Lazy, run_stage
-from flows.assessment import ASSESS_CODE, Judges
-from flows.sft import CHAIN_CODE
+from flows._stage import run_stage
+from flows._workers import PART_SIZE, Jobs, Lazy, cut_parts
+from flows.assessment import Judges
 from visloop.chat.base import ChatModel
 from visloop.chat.factory import open_chat
 from visloop.config import Combine, Config
-from visloop.evaluation.systems import Exam, System, list_systems, measure_reasoner, run_system, write_chains
-from visloop.prompts.render import PromptSet
-from visloop.records.reasoning import Prediction, ReasoningPath
+from visloop.evaluation.systems import System, list_systems, run_system, write_chains
+from visloop.records.reasoning import Prediction, ReasoningPath, Sample
 from visloop.records.shards import read_shard, write_shard
 
 CHAIN_METRICS = ("greedy_accuracy", "sampled_accuracy", "path_score", "malformed", "chain_tokens")
@@ -41,50 +42,27 @@ def list_reasoners(config: Config, layout: Layout) -> list[Reasoner]:
     return [Reasoner("M_0", 0, layout.model("reasoner"), True), *models]
 
 
-def make_exam(config: Config, layout: Layout) -> Exam:
-    """The held-out questions and the conditions, the same for every system."""
-    return Exam(
-        samples=read_split(layout, "test"),
-        prompts=PromptSet(config.prompts),
-        answer=config.answer,
-        sampled=config.rounds.sampling,
-        seed=config.seed,
-        image_root=layout.root,
-    )
-
-
 def examine_reasoner(config: Config, layout: Layout, *, reasoner: Reasoner, folder: Path | None = None) -> Any:
     """Stage: greedy and sampled chains of M_t on the test split, with accuracies and path scores."""
     measuring = replace(config, assess=replace(config.assess, scorer=config.evaluation.scorer))
-    judges = Judges(measuring, layout)
-    chat = Lazy(partial(open_chat, mount_model(config.base, reasoner.folder)))
     count = config.evaluation.sampled_chains
+    examination = Examination(measuring, layout, name=reasoner.name, model=reasoner.folder, split="test", count=count)
 
     def work(place: Path) -> dict[str, float]:
-        exam = make_exam(config, layout)
-        greedy = write_chains(exam, model=chat.get())
-        sampled = write_chains(exam, model=chat.get(), count=count, sampled=True)
-        predictions = measure_reasoner(exam, name=reasoner.name, greedy=greedy, sampled=sampled, scorer=judges.open_scorer())
-        write_shard(place / "greedy.jsonl", greedy)
-        write_shard(place / "sampled.jsonl", sampled)
-        write_shard(place / "predictions.jsonl", predictions)
-        return {"questions": len(predictions), "greedy": sum(item.correct for item in predictions) / len(predictions)}
+        found = examination.run()
+        write_shard(place / "greedy.jsonl", found.greedy)
+        write_shard(place / "sampled.jsonl", found.sampled)
+        write_shard(place / "predictions.jsonl", found.predictions)
+        return {"questions": len(found.predictions), "greedy": fmean(item.correct for item in found.predictions)}
 
     return run_stage(
         f"examine {reasoner.name}",
         folder=folder or layout.evaluation / reasoner.name,
-        inputs={"model": reasoner.folder, "raw": layout.raw, **judges.inputs()},
-        config={
-            "assess": measuring.assess,
-            "answer": config.answer.reason_sampling,
-            "sampling": config.rounds.sampling,
-            "samples": count,
-            "prompts": hash_prompts(config),
-            "seed": config.seed,
-        },
-        code=["visloop.evaluation.systems", *ASSESS_CODE, *CHAIN_CODE],
+        inputs=examination.inputs(),
+        config=examination.settings(),
+        code=EXAM_CODE,
         work=work,
-        resources=[chat, *judges.resources],
+        resources=examination.resources,
     )
 
 
@@ -100,22 +78,34 @@ def answer_systems(config: Config, layout: Layout, *, reasoners: Sequence[Reason
     lazies = {"base": Lazy(partial(open_chat, config.base))}
     lazies |= {role: Lazy(partial(open_chat, mount_model(config.base, folder))) for role, folder in folders.items()}
     judges = Judges(config, layout)
+    resources = [*lazies.values(), *judges.resources]
 
-    def work(place: Path) -> dict[str, float]:
-        exam = make_exam(config, layout)
+    def answer(samples: Sequence[Sample]) -> list[list[Prediction]]:
+        """Every system's answers to a part of the questions."""
+        exam = replace(make_exam(config, layout), samples=samples)
+        asked = {sample.id for sample in samples}
         models = _OnDemand(lazies)
         sampled: list[ReasoningPath] | None = None
+        predictions = []
         for system in systems:
             chains: Sequence[ReasoningPath] | None = None
             if system.kind == "two_agents" and system.chains == 1:
-                chains = read_shard(layout.evaluation / system.model / "greedy.jsonl", ReasoningPath)
+                written = read_shard(layout.evaluation / system.model / "greedy.jsonl", ReasoningPath)
+                chains = [path for path in written if path.sample_id in asked]
             elif system.kind == "two_agents":
                 sampled = sampled or write_chains(exam, model=models[system.model], count=system.chains, sampled=True)
                 chains = sampled
             scorer = judges.open_judge(show_answer=False) if system.combine is Combine.best_of_n else None
-            predictions = run_system(system, exam, models=models, generate=config.generate, scorer=scorer, chains=chains)
-            write_shard(place / f"{name_file(system)}.jsonl", predictions)
-        return {"systems": len(systems), "questions": len(exam.samples)}
+            predictions.append(run_system(system, exam, models=models, generate=config.generate, scorer=scorer, chains=chains))
+        return predictions
+
+    def work(place: Path) -> dict[str, float]:
+        samples = read_split(layout, "test")
+        with Jobs(answer, cut_parts(samples), workers=config.workers, resources=resources) as jobs:
+            parts = jobs.take_all()
+        for number, system in enumerate(systems):
+            write_shard(place / f"{name_file(system)}.jsonl", [item for part in parts for item in part[number]])
+        return {"systems": len(systems), "questions": len(samples)}
 
     return run_stage(
         "systems",
@@ -134,12 +124,13 @@ def answer_systems(config: Config, layout: Layout, *, reasoners: Sequence[Reason
             "assess": config.assess,
             "vote_chains": config.evaluation.vote_chains,
             "systems": [system.name for system in systems],
+            "part_size": PART_SIZE,
             "prompts": hash_prompts(config),
             "seed": config.seed,
         },
-        code=["visloop.evaluation.systems", *ASSESS_CODE, *CHAIN_CODE],
+        code=EXAM_CODE,
         work=work,
-        resources=[*lazies.values(), *judges.resources],
+        resources=resources,
     )
 
 

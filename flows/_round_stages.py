@@ -2,24 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from flows._exams import EXAM_CODE, Examination
 from flows._layout import Layout
-from flows._mounts import hash_prompts, mount_model
+from flows._mounts import hash_prompts
 from flows._progress import StageProgress
-from flows._records import read_json, read_rest, read_split, write_json
-from flows._stage import Lazy, run_stage
-from flows.assessment import ASSESS_CODE, Judges
-from flows.sft import CHAIN_CODE
-from visloop.chat.factory import open_chat
+from flows._records import read_json, read_rest, write_json
+from flows._stage import run_stage
 from visloop.config import Config
 from visloop.errors import DataError
-from visloop.evaluation.systems import Exam, measure_reasoner, write_chains
 from visloop.ids import hash_json
 from visloop.prompts.render import PromptSet
 from visloop.reasoning.pairs import build_pairs
@@ -136,22 +132,11 @@ def train_round(config: Config, layout: Layout, *, number: int, model: Path) -> 
 
 def validate_model(config: Config, layout: Layout, *, model: Path, folder: Path, name: str) -> Any:
     """Stage: greedy and sampled chains of a reasoner on the validation split, scored by the loop's own judge."""
-    judges = Judges(config, layout)
-    chat = Lazy(partial(open_chat, mount_model(config.base, model)))
     count = config.rounds.validation_samples
+    examination = Examination(config, layout, name=name, model=model, split="validation", count=count)
 
     def work(place: Path) -> dict[str, float]:
-        exam = Exam(
-            samples=read_split(layout, "validation"),
-            prompts=PromptSet(config.prompts),
-            answer=config.answer,
-            sampled=config.rounds.sampling,
-            seed=config.seed,
-            image_root=layout.root,
-        )
-        greedy = write_chains(exam, model=chat.get())
-        sampled = write_chains(exam, model=chat.get(), count=count, sampled=True)
-        predictions = measure_reasoner(exam, name=name, greedy=greedy, sampled=sampled, scorer=judges.open_scorer())
+        predictions = examination.run().predictions
         metrics = summarize_validation(predictions)
         write_shard(place / "predictions.jsonl", predictions)
         write_json(place / "metrics.json", metrics)
@@ -160,18 +145,11 @@ def validate_model(config: Config, layout: Layout, *, model: Path, folder: Path,
     return run_stage(
         f"validate {name}",
         folder=folder,
-        inputs={"model": model, "raw": layout.raw, **judges.inputs()},
-        config={
-            "assess": config.assess,
-            "answer": config.answer.reason_sampling,
-            "sampling": config.rounds.sampling,
-            "samples": count,
-            "prompts": hash_prompts(config),
-            "seed": config.seed,
-        },
-        code=["visloop.evaluation.systems", *ASSESS_CODE, *CHAIN_CODE],
+        inputs=examination.inputs(),
+        config=examination.settings(),
+        code=EXAM_CODE,
         work=work,
-        resources=[chat, *judges.resources],
+        resources=examination.resources,
     )
 
 

@@ -23,12 +23,12 @@ from flows._code import hash_code
 from flows._folders import Receipt, StageFolder, hash_input
 from flows._progress import StageProgress, open_bar
 from flows._summary import StageRow, StageState, add_stage_row
+from flows._workers import Jobs, Lazy
 from visloop.errors import DataError, ModelError, VisloopError
 from visloop.ids import hash_file, hash_json
 from visloop.records.manifest import Manifest, stage_key
 
 Payload = TypeVar("Payload")
-Resource = TypeVar("Resource")
 Result = TypeVar("Result")
 Counts = Mapping[str, float]
 
@@ -47,34 +47,6 @@ class Shard(Generic[Payload]):
 
     name: str
     payload: Payload
-
-
-class Lazy(Generic[Resource]):
-    """A model that serves all shards of a stage: opened when the first shard really runs, released when the stage ends."""
-
-    def __init__(self, open_resource: Callable[[], Resource]) -> None:
-        self._open = open_resource
-        self._value: Resource | None = None
-        self.loads = 0
-
-    def get(self) -> Resource:
-        if self._value is None:
-            self._value = self._open()
-            self.loads += 1
-        return self._value
-
-    def refresh(self) -> None:
-        """Let an open instance drop what it remembers of past requests, where it has a ``forget()``."""
-        forget = getattr(self._value, "forget", None)
-        if callable(forget):
-            forget()
-
-    def release(self) -> None:
-        """Drop the instance, after its ``close()`` where it has one."""
-        value, self._value = self._value, None
-        close = getattr(value, "close", None)
-        if callable(close):
-            close()
 
 
 def make_shards(items: Sequence[Payload], *, size: int) -> list[Shard[Sequence[Payload]]]:
@@ -143,13 +115,15 @@ def run_sharded_stage(
     suffix: str = ".jsonl",
     resources: Sequence[Lazy[Any]] = (),
     retries: int = 0,
+    workers: int = 1,
     ignore: Collection[str] = OPERATIONAL_KEYS,
 ) -> Manifest:
     """Run a stage shard by shard, each shard a Prefect task that writes ``<shard name><suffix>``.
 
     ``work`` writes one file (whole or not at all, see ``write_shard``) and returns counts, which are summed over shards.
     ``finish`` gets the folder with all shards, may add files (a report) and returns more counts. Shards that a killed run
-    finished are kept; a shard whose bytes changed is made again. The other arguments are those of ``run_stage``.
+    finished are kept; a shard whose bytes changed is made again. ``workers`` processes share the shards. The other arguments are those
+    of ``run_stage``.
 
     Raises:
         DataError: as ``run_stage``; also no shards, two of one name, or a shard that wrote no file.
@@ -159,10 +133,8 @@ def run_sharded_stage(
         raise DataError(f"stage {name}: {'two shards of one name' if names else 'no shards, its input is empty'} ({folder})")
     stage = _Stage(name, folder, inputs, config, code, resources, retries, ignore, parts=[[shard.name, shard.payload] for shard in shards])
 
-    def make(shard: Shard[Payload], path: Path) -> Receipt:
-        # What a chat keeps of other shards decides which rows are computed together, and so the last bits of the logits.
-        for resource in resources:
-            resource.refresh()
+    def make(job: tuple[Shard[Payload], Path]) -> Receipt:
+        shard, path = job
         counts = work(shard, path)
         if not path.is_file():
             raise DataError(f"shard {shard.name} wrote no file {path}")
@@ -172,14 +144,25 @@ def run_sharded_stage(
         receipts = {file: receipt for file in names if (receipt := place.read_receipt(file)) is not None}
         kept = len(receipts)
         show = StageProgress(name)
-        with open_bar() as progress:
+        todo = [(shard, file) for shard, file in zip(shards, names, strict=True) if file not in receipts]
+        jobs = Jobs(make, [(shard, place.build / file) for shard, file in todo], workers=workers, resources=resources)
+
+        def take(index: int, _: Path) -> Receipt:
+            return jobs.take(index)
+
+        with jobs, open_bar() as progress:
             bar = progress.add_task(name, total=len(names), completed=kept)
-            for shard, file in zip(shards, names, strict=True):
-                if file not in receipts:
-                    receipts[file] = stage.call(f"{name} {shard.name}", partial(make, shard), place.build / file)
+            try:
+                for index, (shard, file) in enumerate(todo):
+                    receipts[file] = stage.call(f"{name} {shard.name}", partial(take, index), place.build / file)
                     place.write_receipt(file, receipts[file])
                     progress.advance(bar)
                     show(len(receipts) / len(names))
+            except BaseException:
+                for index, (_, file) in enumerate(todo):
+                    if file not in receipts and (receipt := jobs.find_finished(index)) is not None:
+                        place.write_receipt(file, receipt)
+                raise
         for file in set(place.list_outputs()) - set(names):
             (place.build / file).unlink()
         totals = _sum_counts(receipts[file].counts for file in names)

@@ -227,10 +227,14 @@ def list_cycles(config: Config) -> list[int]:
 
 def _forget_round(config: Config) -> Config:
     """``rounds.only``, ``assistant.tasks.only`` and the like say which part of the work a call does, ``tracking`` where its history is
-    kept; none of them what comes out."""
+    kept, ``workers`` how it is shared out; none of them what comes out."""
     tasks = replace(config.assistant.tasks, only=None, back_to=None, tag=True)
     return replace(
-        config, rounds=replace(config.rounds, only=None), assistant=replace(config.assistant, tasks=tasks), tracking=TrackingConfig()
+        config,
+        workers=1,
+        rounds=replace(config.rounds, only=None),
+        assistant=replace(config.assistant, tasks=tasks),
+        tracking=TrackingConfig(),
     )
 
 

@@ -14,7 +14,8 @@ from flows._layout import Layout
 from flows._mounts import chat_inputs, hash_prompts
 from flows._records import read_pool, read_truths, write_json
 from flows._run import open_flow_run
-from flows._stage import Lazy, Shard, run_sharded_stage, run_stage
+from flows._stage import Shard, run_sharded_stage, run_stage
+from flows._workers import Lazy
 from visloop.chat.base import ChatModel
 from visloop.chat.factory import open_chat
 from visloop.config import Config, Scorer
@@ -129,6 +130,7 @@ def assess_folder(config: Config, layout: Layout, *, name: str, samples: Sequenc
         finish=finish,
         resources=judges.resources,
         retries=1,
+        workers=config.workers,
     )
 
 

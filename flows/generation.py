@@ -14,7 +14,8 @@ from flows._layout import Layout
 from flows._mounts import chat_inputs, hash_prompts
 from flows._records import SPLITS, read_pool, read_split, write_json
 from flows._run import open_flow_run
-from flows._stage import Lazy, Shard, make_shards, run_sharded_stage, run_stage
+from flows._stage import Shard, make_shards, run_sharded_stage, run_stage
+from flows._workers import PART_SIZE, Jobs, Lazy, cut_parts
 from visloop.chat.factory import open_chat
 from visloop.config import Config
 from visloop.datasets.readers import find_reader
@@ -24,7 +25,7 @@ from visloop.reasoning.answer_filter import judge_by_rule
 from visloop.reasoning.generate import generate_paths
 from visloop.reasoning.generation_report import report_generation
 from visloop.reasoning.pool import build_pool
-from visloop.records.reasoning import GroundTruth, ReasoningPath, Sample
+from visloop.records.reasoning import AgentAnswer, GroundTruth, ReasoningPath, Sample
 from visloop.records.shards import read_shards, write_shard
 from visloop.scenes.export import export_dataset
 from visloop.scenes.programs import FAMILIES
@@ -101,16 +102,15 @@ def make_pool(config: Config, layout: Layout) -> Any:
     base = Lazy(partial(open_chat, config.base))
     prompts = PromptSet(config.prompts)
 
+    def answer(samples: Sequence[Sample]) -> list[AgentAnswer]:
+        return answer_directly(
+            samples, model=base.get(), prompts=prompts, sampling=config.answer.direct_sampling, seed=config.seed, image_root=layout.root
+        )
+
     def work(place: Path) -> dict[str, float]:
         samples = read_split(layout, "train")
-        answers = answer_directly(
-            samples,
-            model=base.get(),
-            prompts=prompts,
-            sampling=config.answer.direct_sampling,
-            seed=config.seed,
-            image_root=layout.root,
-        )
+        with Jobs(answer, cut_parts(samples), workers=config.workers, resources=[base]) as jobs:
+            answers = [answer for part in jobs.take_all() for answer in part]
         verdicts = {
             sample.id: "wrong" if answer.answer is None else judge_by_rule(answer.answer, sample)
             for sample, answer in zip(samples, answers, strict=True)
@@ -133,6 +133,7 @@ def make_pool(config: Config, layout: Layout) -> Any:
             "pool": config.pool,
             "base": config.base,
             "sampling": config.answer.direct_sampling,
+            "part_size": PART_SIZE,
             "prompts": hash_prompts(config),
             "seed": config.seed,
         },
@@ -177,6 +178,7 @@ def make_paths(config: Config, layout: Layout) -> Any:
         finish=finish,
         resources=[model],
         retries=1,
+        workers=config.workers,
     )
 
 

@@ -15,7 +15,8 @@ from flows._mounts import chat_inputs, hash_prompts, mount_model
 from flows._progress import StageProgress
 from flows._records import read_pool, read_rest, write_json
 from flows._run import open_flow_run
-from flows._stage import Lazy, Shard, make_shards, run_sharded_stage, run_stage
+from flows._stage import Shard, make_shards, run_sharded_stage, run_stage
+from flows._workers import Lazy
 from visloop.chat.factory import open_chat
 from visloop.config import Config, Sampling, SFTSettings
 from visloop.ids import seed_for
@@ -143,6 +144,7 @@ def sample_folder(
         work=work,
         resources=[chat],
         retries=1,
+        workers=config.workers,
     )
 
 

@@ -315,9 +315,10 @@ class PromotionConfig:
 
 @dataclass
 class Config:
-    """Everything one flow run knows."""
+    """Everything one flow run knows. ``workers``: processes that share the shards of a stage; they never change what comes out."""
 
     seed: int = 0
+    workers: int = 1
     prompts: str = "compact"
     base: ChatConfig = field(default_factory=ChatConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)

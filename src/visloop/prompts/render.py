@@ -3,6 +3,7 @@ the embedded ones. The style's hash is kept in every record that a prompt helped
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, UndefinedError
 
@@ -31,6 +32,10 @@ class PromptSet:
         self._environment = Environment(
             loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
         )
+
+    def __reduce__(self) -> Any:
+        """Templates do not travel to another process; they are read again there."""
+        return PromptSet, (self.style,)
 
     @cached_property
     def hash(self) -> str:
