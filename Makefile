@@ -15,6 +15,7 @@ UI_STORE ?= sqlite:///mlruns/mlflow.db
 SERVER_PORT ?= 4200
 SLOTS ?= 1
 LIMIT ?= 2
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((cores < 4 ? cores : 4)))
 PAGE_PORT ?= 7860
 ARGS ?=
 
@@ -67,8 +68,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 .PHONY: demo
 demo: $(INSTALLED) ## both loops on the embedded default: reasoning agents and DPO rounds, then the assistant (ARGS="seed=1" ...)
-	@$(RUN) -m flows.pipeline $(ARGS)
-	$(RUN) -m flows.clova $(ARGS)
+	@mkdir -p outputs
+	$(RUN) -m flows.clova $(ARGS) > outputs/assistant.log 2>&1 & assistant=$$!
+	trap 'kill $$assistant 2>/dev/null || true' EXIT
+	echo "The assistant's loop runs meanwhile, on a core of its own; what it prints goes to outputs/assistant.log and follows at the end."
+	$(RUN) -m flows.pipeline workers=$(WORKERS) $(ARGS)
+	failed=0
+	wait $$assistant || failed=1
+	trap - EXIT
+	cat outputs/assistant.log
+	exit $$failed
 
 .PHONY: demo-clova
 demo-clova: $(INSTALLED) ## the assistant's loop alone: instructions with feedback, reflection, learning, its table

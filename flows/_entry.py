@@ -249,13 +249,13 @@ def _report(error: VisloopError) -> None:
 
 
 class _ConsoleFilter(logging.Filter):
-    """Keeps Prefect's progress lines and the tracebacks of expected errors off the terminal; the log file has the lines."""
+    """Keeps Prefect's progress lines, the tracebacks of expected errors and what libraries will change off the terminal; the log file has them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("prefect"):
             expected = record.exc_info is not None and isinstance(record.exc_info[1], VisloopError)
             return record.levelno >= logging.WARNING and not (expected and os.environ.get(FULL_ERROR) != "1")
-        return True
+        return record.name != "py.warnings" or not any(kind in record.getMessage() for kind in ("FutureWarning:", "DeprecationWarning:"))
 
 
 def _quiet_logs() -> None:
