@@ -249,7 +249,7 @@ def _report(error: VisloopError) -> None:
 
 
 class _ConsoleFilter(logging.Filter):
-    """Keeps Prefect's progress lines, the tracebacks of expected errors and what libraries will change off the terminal; the log file has them."""
+    """Keeps Prefect's progress lines, the tracebacks of expected errors and libraries' plans off the terminal; the log file has them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("prefect"):
