@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from flows._assistant_parts import Workbench, needs_llm
 from flows._folders import find_scratch
-from flows._layout import Layout
+from flows._layout import Layout, pool_inputs
 from flows._people import PEOPLE_CODE, read_frozen
 from flows._progress import StageProgress
 from flows._records import read_json, write_json
@@ -132,11 +132,6 @@ def save_pools(pools: Pools, folder: Path) -> None:
 def read_pools(folder: Path) -> Pools:
     """The snapshot in a cycle's folder."""
     return Pools(demonstrations=load_demonstrations(folder / "demonstrations"), prompts=load_pool(folder / "prompts"))
-
-
-def pool_inputs(folder: Path) -> dict[str, Path]:
-    """What a stage reads of a cycle: the pools alone, whose bytes do not depend on how long anything took, as those of traces do."""
-    return {name: folder / name for name in ("demonstrations", "prompts")}
 
 
 def read_tasks(layout: Layout, part: str) -> list[Task]:

@@ -131,3 +131,8 @@ class Layout:
 def _part_line(name: str, line: str, default: str) -> str:
     """``evaluation``, or ``evaluation-<line>`` for rounds or cycles in a folder that is not the default one."""
     return name if line == default else f"{name}-{line.replace('/', '-')}"
+
+
+def pool_inputs(folder: Path) -> dict[str, Path]:
+    """What a stage reads of a cycle: the pools alone, whose bytes do not depend on how long anything took, as those of traces do."""
+    return {name: folder / name for name in ("demonstrations", "prompts")}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows._candidates import Candidate
+from flows._folders import hash_input
+from flows._layout import pool_inputs
 from flows._records import write_json
 from flows._registry import POOLS
 from visloop.config import Config
@@ -20,7 +22,7 @@ from visloop.records.manifest import MANIFEST_NAME, Manifest, check_files, read_
 from visloop.records.reasoning import Prediction
 from visloop.records.shards import read_shard
 
-_SUBJECT = {"model", "pools"}
+_SUBJECT = {"model", "demonstrations", "prompts"}
 """The inputs of an examination that are what is examined."""
 _LABELS = {"name", "parts"}
 """Settings of an examination that change no answer."""
@@ -47,11 +49,12 @@ def find_measured(candidate: Candidate) -> list[Measured]:
     """
     pools = candidate.name == POOLS
     pattern = f"assistant/evaluation/*/{MANIFEST_NAME}" if pools else f"evaluation*/*/{MANIFEST_NAME}"
-    role, shard = ("pools", "test.jsonl") if pools else ("model", "predictions.jsonl")
+    shard = "test.jsonl" if pools else "predictions.jsonl"
+    subject = _hash_subject(candidate)
     found, damaged = [], []
     for path in sorted(candidate.data.glob(pattern)):
         manifest = read_manifest(path.parent)
-        if manifest is None or candidate.stage is None or manifest.inputs.get(role) != candidate.stage or shard not in manifest.files:
+        if manifest is None or shard not in manifest.files or not subject or not subject.items() <= manifest.inputs.items():
             continue
         if check_files(path.parent, manifest):
             damaged.append(path.parent)
@@ -62,6 +65,17 @@ def find_measured(candidate: Candidate) -> list[Measured]:
         command = f"python -m flows.{'clova' if pools else 'evaluation'}"
         raise DataError(f"{candidate.label} has no held-out predictions: {why}; run `{command}` with the overrides that it was made with")
     return found
+
+
+def _hash_subject(candidate: Candidate) -> dict[str, str]:
+    """The inputs by which an examination names the version: of a cycle its two pools, whose bytes do not depend on how long anything took.
+    Empty where the version's folder is gone or holds another version by now."""
+    if candidate.stage is None or candidate.name != POOLS:
+        return {} if candidate.stage is None else {"model": candidate.stage}
+    folder = candidate.folder
+    if folder is None or not folder.is_dir() or hash_input(folder) != candidate.stage:
+        return {}
+    return {role: hash_input(path) for role, path in pool_inputs(folder).items()}
 
 
 def describe_conditions(manifest: Manifest) -> dict[str, str]:

@@ -16,7 +16,7 @@ from flows._candidates import find_candidate, find_champion, find_champion_cycle
 from flows._champion import list_history, list_reign, promote, roll_back
 from flows._database import connect
 from flows._folders import hash_input
-from flows._layout import Layout
+from flows._layout import Layout, pool_inputs
 from flows._lineage import trace_lineage
 from flows._registry import CHAMPION, POOLS, REASONER, load_registered, register_model
 from flows._tracking import open_run
@@ -100,7 +100,8 @@ class Project:
             for index, good in enumerate(right)
         ]
         write_shard(folder / ("test.jsonl" if pools else "predictions.jsonl"), rows)
-        inputs = {role: subject, "tasks" if pools else "raw": self.layout.raw}
+        examined = pool_inputs(subject) if pools else {"model": subject}
+        inputs = {**examined, "tasks" if pools else "raw": self.layout.raw}
         self.make_stage(folder, f"examine {name}", inputs=inputs, config={"seed": seed, "name": name})
 
     def champion(self, name: str = REASONER) -> int | None:
