@@ -16,6 +16,8 @@ SERVER_PORT ?= 4200
 SLOTS ?= 1
 LIMIT ?= 2
 PAGE_PORT ?= 7860
+KILLS ?= 20
+SEED ?= 0
 ARGS ?=
 
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
@@ -84,8 +86,10 @@ test: lint ## everything that CI asks: lint, then all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile $(ARGS)
 
 .PHONY: chaos
-chaos: $(INSTALLED) ## the pipeline killed with -9 and started again, until it ends like one that was not (minutes)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m chaos $(ARGS)
+chaos: $(INSTALLED) ## everything killed with -9 and started again, until it ends like a run that was not (20 minutes; KILLS=20 SEED=0)
+	@export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+	$(RUN) -m pytest -q -m chaos $(ARGS)
+	$(RUN) -m tests.chaos_run --kills $(KILLS) --seed $(SEED)
 
 .PHONY: test-random
 test-random: $(INSTALLED) ## the property tests with new random examples
