@@ -36,7 +36,8 @@ SIZE = (
 VICTIMS = ("flow", "server", "flow", "worker", "flow", "worker+flow", "flow", "server", "flow", "mlflow")
 """Ten kills; their order is drawn. ``worker+flow`` at once: nobody is left who could report it."""
 MOMENTS = (1.0, 22.0)
-"""Seconds between the time at which a run is at work and the kill."""
+"""Seconds between the first stage after a restart and the kill: before it there are only imports, and any machine is differently long at
+them."""
 PATIENCE = 300.0
 
 
@@ -72,6 +73,8 @@ class Run:
     def __init__(self, place: Installation, console: Console) -> None:
         self.place, self.console = place, console
         self.started = time.monotonic()
+        self.lost = time.time()
+        """When the flow at work was last lost."""
 
     def open(self) -> None:
         """Servers, deployments, worker, and both flows as deployment runs: the second waits for the first."""
@@ -101,6 +104,12 @@ class Run:
         if not all(self.place.find_victims(kind) for kind in ("server", "mlflow", "worker", "flow")):
             return False
         return any(run["state_type"] == "RUNNING" and run["deployment_id"] for run in self.place.read_runs())
+
+    def wait_for_stage(self) -> None:
+        """Until the flow at work has touched a stage, or has ended; at most a minute, because what is skipped is not touched."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not self.is_done and self.place.find_last_touch() < self.lost:
+            time.sleep(0.2)
 
     def wait(self, *, tend: bool = True) -> list[str]:
         """Until a run is at work or everything is done; runs that were lost are scheduled again meanwhile. What was done."""
@@ -135,6 +144,8 @@ class Run:
         moment, stage = time.monotonic() - self.started, self.place.find_stage()
         kill(processes)
         began = time.monotonic()
+        if victim not in ("worker", "mlflow"):
+            self.lost = time.time()
         restarted = []
         if victim in ("server", "mlflow"):
             self.place.start_servers()
@@ -218,6 +229,7 @@ def run_all(home: Path, places: list[Installation], *, kills: int, seed: int, co
         before = len(done)
         while len(done) < kills:
             run.wait()
+            run.wait_for_stage()
             moment = time.monotonic() + draw.uniform(*MOMENTS)
             while time.monotonic() < moment and not run.is_done:
                 time.sleep(0.2)

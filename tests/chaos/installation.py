@@ -130,8 +130,20 @@ class Installation:
 
     def find_stage(self) -> str:
         """The stage at work: the newest folder of work in progress below ``data``; empty where there is none."""
-        keys = [(path.stat().st_mtime, path) for path in (self.folder / "data").rglob(".stage/owner")]
-        return max(keys)[1].parents[1].relative_to(self.folder / "data").as_posix() if keys else ""
+        touched = self._list_touched(".stage/owner")
+        return max(touched)[1].parents[1].relative_to(self.folder / "data").as_posix() if touched else ""
+
+    def find_last_touch(self) -> float:
+        """When a stage was last taken up or finished (Unix time); 0 before the first."""
+        return max([*self._list_touched(".stage/owner"), *self._list_touched("manifest.json")], default=(0.0, self.folder))[0]
+
+    def _list_touched(self, pattern: str) -> list[tuple[float, Path]]:
+        """Files below ``data`` with the time of their last change; a flow moves folders while they are listed, so it is tried again."""
+        while True:
+            try:
+                return [(path.stat().st_mtime, path) for path in (self.folder / "data").rglob(pattern)]
+            except FileNotFoundError:
+                continue
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:
