@@ -26,7 +26,7 @@ TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/vis
 	src/visloop/assistant src/visloop/tools/base.py src/visloop/tools/values.py src/visloop/tools/signatures.py src/visloop/tools/prompt_pool.py \
 	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
-	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_summary.py \
+	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_servers.py flows/_stage.py flows/_streams.py flows/_summary.py \
 	flows/_liveness.py flows/_progress.py flows/_artifacts.py flows/operations \
 	flows/_people.py flows/_words.py flows/_answer_traces.py flows/_tracking_place.py flows/backups apps \
 	$(addprefix flows/,_candidates.py _champion.py _lineage.py _measured.py _objective.py _sweeps.py)

@@ -50,7 +50,7 @@ def tabulate_stages(rows: Sequence[StageRow]) -> Table:
 
 
 def link_run(run: TrackedRun) -> str:
-    """The page of a run on the MLflow server that its history is at, else on this project's (where `make ui` would open it if none runs)."""
+    """The page of a run on the MLflow server that keeps it, else on this project's (where `make ui` would open it if none runs)."""
     record, place = read_service("mlflow"), find_place(run.mlruns).uri
     address = place.rstrip("/") if place.startswith("http") else record.url if record else DEFAULT_UI
     return f"{address}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
