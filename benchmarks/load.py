@@ -2,8 +2,8 @@
 
     python -m benchmarks.load [--parts page scheduler mlflow] [--answers 24] [--runs 20] [--rows 2000]
 
-``page``: ``python -m apps.page`` asked by 1, 2, 4, 8 people at once, each the next question as soon as the answer is there. Baseline:
-one person. ``scheduler``: ``generation/embedded`` over finished stages, so that a run is start-up and bookkeeping, handed to the server
+``page``: ``python -m apps.page`` asked by 1, 2, 4, 8 people at once, each the next question as soon as the answer is there, no question
+twice. Baseline: one person. ``scheduler``: ``generation/embedded`` over finished stages, so that a run is start-up and bookkeeping, handed to the server
 all at once, with one and with two runs at a time. Baseline: ``python -m flows.generation``, one process after the other, by the same
 server. ``delay`` is from the time at which a run was due to ``Running``; runs that wait for others wait long by design, so the delay of the
 runs that found a free place (``first``) is given apart. ``mlflow``: 1, 2, 4 processes that log metrics in batches of ten into one SQLite
@@ -11,6 +11,7 @@ database; every row is looked for afterwards. Results go to ``benchmarks/results
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -33,7 +34,7 @@ import httpx
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
 PEOPLE, LIMITS, PROCESSES = (1, 2, 4, 8), (1, 2), (1, 2, 4)
-SMALL = ("experiment=smoke", "assistant.tasks.kinds=[vqa]", "assistant.tasks.stream=8", "assistant.tasks.only=0")
+SMALL = ("experiment=smoke", "assistant.tasks.kinds=[vqa]", "assistant.tasks.stream=80", "assistant.tasks.only=0")
 SHORT = (
     *("experiment=smoke", "data.train=8", "data.validation=2", "data.test=2", "pool.size=2"),
     *("generate.samples_per_question=1", "generate.min_steps=1", "generate.max_steps=1"),
@@ -98,22 +99,24 @@ def measure_page(folder: Path, *, answers: int) -> dict[str, Any]:
         samples = re.findall(r"sample=([\w-]+)", httpx.get(address).text)
         tasks = [json.loads(line) for line in (folder / "data/assistant/tasks/workshop/stream.jsonl").read_text().splitlines()]
         known = {task["id"]: task["instruction"] for task in tasks}
-        questions = [(key, known[key]) for key in dict.fromkeys(samples) if key in known]
+        pictures = [key for key in dict.fromkeys(samples) if key in known]
+        # Nothing is asked twice: every instruction about every picture that the page offers.
+        questions = itertools.product(known.values(), pictures)
 
-        def ask(number: int) -> tuple[float, bool]:
-            sample, text = questions[number % len(questions)]
+        def ask(question: tuple[str, str]) -> tuple[float, bool]:
+            text, sample = question
             started = time.perf_counter()
             with httpx.Client(follow_redirects=True, timeout=300) as client:
                 reply = client.post(f"{address}/ask", data={"text": text, "kind": "vqa", "sample": sample})
             return time.perf_counter() - started, reply.status_code == 200 and "run=" in str(reply.url)
 
-        for number in range(len(questions)):
-            ask(number)
+        for question in itertools.islice(questions, len(pictures)):
+            ask(question)
         rows = []
         for people in PEOPLE:
             started = time.perf_counter()
             with ThreadPoolExecutor(people) as pool:
-                done = list(pool.map(ask, range(answers)))
+                done = list(pool.map(ask, itertools.islice(questions, answers)))
             seconds = time.perf_counter() - started
             row = {"people": people, "answers_per_second": round(answers / seconds, 2), **describe([item for item, _ in done])}
             rows.append({**row, "errors": sum(not well for _, well in done)})

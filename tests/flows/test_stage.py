@@ -167,11 +167,13 @@ _run(Path(sys.argv[1]), Counter(before))
 
 
 @pytest.mark.parametrize("order", ["as listed", "key first"])
-def test_a_crash_while_clearing_up_leaves_nothing_for_good(
-    tmp_path: Path, whole: str, order: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_while_clearing_up_leaves_nothing_for_good(tmp_path: Path, whole: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The removal of a folder is many removals: each is tried as the last one; file systems list the key anywhere among them."""
-    crashes = 0
+    crashes, seal, scan = 0, StageFolder.seal, os.scandir
+
+    def list_key_first(path: Any) -> "_Listed":
+        return _Listed(sorted(scan(path), key=lambda entry: entry.name != "key"))
+
     while True:
         folder = tmp_path / str(crashes) / "squares"
 
@@ -183,7 +185,6 @@ def test_a_crash_while_clearing_up_leaves_nothing_for_good(
         def run() -> Manifest:
             return run_stage("one", folder=folder, inputs={}, config={}, code=["visloop.ids"], work=train, resumable=True)  # noqa: B023
 
-        seal = StageFolder.seal
         taken = 0
 
         def cut(remove: Callable[..., None]) -> Callable[..., None]:
@@ -199,9 +200,7 @@ def test_a_crash_while_clearing_up_leaves_nothing_for_good(
         def seal_and_crash(self: StageFolder, manifest: Manifest) -> None:
             with monkeypatch.context() as patch:
                 if order == "key first":
-                    scan = os.scandir
-                    first = lambda entries: sorted(entries, key=lambda entry: entry.name != "key")  # noqa: E731
-                    patch.setattr(_folders.shutil.os, "scandir", lambda path: _Listed(first(scan(path))))
+                    patch.setattr(_folders.shutil.os, "scandir", list_key_first)
                 patch.setattr(_folders.shutil.os, "unlink", cut(os.unlink))
                 patch.setattr(_folders.shutil.os, "rmdir", cut(os.rmdir))
                 seal(self, manifest)
