@@ -6,8 +6,8 @@
 twice. Baseline: one person. ``scheduler``: ``generation/embedded`` over finished stages, so that a run is start-up and bookkeeping, handed
 to the server all at once, with one and with two runs at a time. Baseline: ``python -m flows.generation``, one process after the other, by
 the same server. ``delay`` is from the time at which a run was due to ``Running``; runs that wait for others wait long by design, so the
-delay of the runs that found a free place (``delay_first``) is given apart. ``mlflow``: 1, 2, 4 processes that log metrics in batches of ten into one SQLite
-database; every row is looked for afterwards. Results go to ``benchmarks/results/load.json``.
+delay of the runs that found a free place (``delay_first``) is given apart. ``mlflow``: 1, 2, 4 processes that log metrics in batches of
+ten into one SQLite database; every row is looked for afterwards. Results go to ``benchmarks/results/load.json``.
 """
 
 import argparse
