@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -10,7 +10,7 @@ from rich.console import Console
 class SteadyStream:
     """A text stream; once nobody reads it any more, what is written goes nowhere."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
@@ -37,15 +37,15 @@ def keep_streams() -> None:
     that libraries have opened, so its hook for that is replaced.
     """
     if not isinstance(sys.stdout, SteadyStream):
-        sys.stdout, sys.stderr = SteadyStream(sys.stdout), SteadyStream(sys.stderr)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
         Console.on_broken_pipe = _stay  # type: ignore[method-assign]
 
 
-def _stay(console: Console) -> None:
-    _forget_reader(console.file)  # type: ignore[arg-type]
+def _stay(self: Console) -> None:
+    _forget_reader(self.file)
 
 
-def _forget_reader(stream: TextIO) -> None:
+def _forget_reader(stream: IO[str]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
