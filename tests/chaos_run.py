@@ -259,7 +259,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     """The kills as a table, and a line per run."""
     table = Table("kill", "run", "at (s)", "victim", "stage at work", "started again by", "went on after (s)", title="Kills")
     for entry in report["kills"]:
-        stage, commands = entry["stage"] or "between stages", ", ".join(entry["restarted"]) or "nothing: it lived on"
+        stage, commands = entry["stage"] or "none on disk", ", ".join(entry["restarted"]) or "nothing: it lived on"
         table.add_row(*(str(entry[key]) for key in ("number", "run", "moment", "victim")), stage, commands, str(entry["recovered_seconds"]))
     console.print(table)
     for number, outcome in enumerate([report["reference"], *report["runs"]]):
