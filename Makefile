@@ -17,6 +17,8 @@ SLOTS ?= 1
 LIMIT ?= 2
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((cores < 4 ? cores : 4)))
 PAGE_PORT ?= 7860
+KILLS ?= 20
+SEED ?= 0
 ARGS ?=
 
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
@@ -25,7 +27,8 @@ TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/vis
 	src/visloop/assistant src/visloop/tools/base.py src/visloop/tools/values.py src/visloop/tools/signatures.py src/visloop/tools/prompt_pool.py \
 	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
-	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_workers.py flows/_servers.py flows/_stage.py flows/_summary.py \
+	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_workers.py flows/_servers.py flows/_stage.py \
+	flows/_streams.py flows/_summary.py \
 	flows/_liveness.py flows/_progress.py flows/_artifacts.py flows/operations \
 	flows/_people.py flows/_words.py flows/_answer_traces.py flows/_tracking_place.py flows/backups apps \
 	$(addprefix flows/,_candidates.py _champion.py _lineage.py _measured.py _objective.py _sweeps.py)
@@ -93,8 +96,10 @@ test: lint ## everything that CI asks: lint, then all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m "not chaos" -n 2 --dist loadfile $(ARGS)
 
 .PHONY: chaos
-chaos: $(INSTALLED) ## the pipeline killed with -9 and started again, until it ends like one that was not (minutes)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q -m chaos $(ARGS)
+chaos: $(INSTALLED) ## everything killed with -9 and started again, until it ends like a run that was not (20 minutes; KILLS=20 SEED=0)
+	@export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+	$(RUN) -m pytest -q -m chaos $(ARGS)
+	$(RUN) -m tests.chaos_run --kills $(KILLS) --seed $(SEED)
 
 .PHONY: test-random
 test-random: $(INSTALLED) ## the property tests with new random examples

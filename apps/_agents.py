@@ -46,7 +46,7 @@ class AgentsDesk:
         self.config, self.layout = config, layout
         self._agents: Agents | None = None
         self._chosen: tuple[int, int | None] | None = None
-        self._lock = threading.Lock()
+        self._lock, self._records = threading.Lock(), threading.Lock()
 
     def find_version(self) -> int | None:
         """The round of the reasoner that answers next; None before there is one."""
@@ -86,6 +86,8 @@ class AgentsDesk:
         )
         with self._lock:
             asked = self._answer(sample, self._open_agents(), upload=picture.upload)
+        # Writing down takes longer than answering: meanwhile the models are free for the next person.
+        with self._records:
             save_run(self.layout, asked)
             log_question(asked, tracked=tracked)
         return asked

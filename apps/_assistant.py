@@ -42,7 +42,7 @@ class AssistantDesk:
         self._bench = Workbench(config, layout, truths={}, folder=layout.page, shown=shown)
         self._parts: CycleParts | None = None
         self._pools: tuple[str, Pools] | None = None
-        self._lock = threading.Lock()
+        self._lock, self._records = threading.Lock(), threading.Lock()
 
     def find_version(self) -> int | None:
         """The cycle whose pools the next answer uses: the champion's where there is one and the settings want it, else the newest. None
@@ -68,6 +68,8 @@ class AssistantDesk:
         with self._lock:
             cycle, pools = self._open_pools()
             run = self._run(task, pools=pools, cycle=cycle, uploads=tuple(picture.upload for picture in pictures))
+        # Writing down takes longer than answering: meanwhile the models are free for the next person.
+        with self._records:
             save_run(self.layout, run)
             tracked.step = cycle
             log_traces([run.trace], {}, tracked=tracked, tasks={task.id: task})

@@ -4,6 +4,7 @@ usage: python -m apps.page [--port 7860] [group=option ...] [key=value ...]   (o
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("overrides", nargs="*", help="e.g. experiment=smoke paths.data=data-small")
     chosen = parser.parse_args(arguments)
+    # MLflow's queue looks up once a second, and every answer waits until its trace is kept: written at once, it is there sooner.
+    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     try:
         config = compose_config(chosen.overrides)
         set_hub_offline(local=not needs_hub(config))

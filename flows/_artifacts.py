@@ -12,6 +12,7 @@ from flows._progress import make_key, send_safely
 from flows._servers import read_service
 from flows._summary import StageRow
 from flows._tracking import TrackedRun
+from flows._tracking_place import find_place
 from visloop.evaluation.tables import Table, render_markdown
 
 DEFAULT_UI = "http://127.0.0.1:5000"
@@ -49,6 +50,7 @@ def tabulate_stages(rows: Sequence[StageRow]) -> Table:
 
 
 def link_run(run: TrackedRun) -> str:
-    """The page of a run on this project's MLflow server (where `make ui` would open it if none runs)."""
-    record = read_service("mlflow")
-    return f"{record.url if record else DEFAULT_UI}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    """The page of a run on the MLflow server that keeps it, else on this project's (where `make ui` would open it if none runs)."""
+    record, place = read_service("mlflow"), find_place(run.mlruns).uri
+    address = place.rstrip("/") if place.startswith("http") else record.url if record else DEFAULT_UI
+    return f"{address}/#/experiments/{run.experiment_id}/runs/{run.run_id}"

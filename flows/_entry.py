@@ -27,6 +27,7 @@ from rich.console import Console
 
 from flows._environment import PROJECT_ROOT, set_hub_offline
 from flows._servers import stop_orphaned_servers
+from flows._streams import keep_streams
 from visloop.config import Backend, ChatConfig, Config
 from visloop.errors import ConfigError, VisloopError
 
@@ -171,6 +172,7 @@ def start_flow(flow_function: "Flow[[dict[str, Any]], Any]", overrides: Sequence
     Raises:
         ConfigError: an unknown key, group or option, or a value of a wrong type; the key is named.
     """
+    keep_streams()
     _running.flow = flow_function.fn.__name__
     for name in ("flows", "visloop"):  # whose lines the worker sends to the run's page
         logging.getLogger(name).setLevel(logging.INFO)

@@ -98,11 +98,19 @@ class StageFolder:
         return manifest
 
     def has_leftovers(self, key: str) -> bool:
-        """Whether work on ``key`` is left beside the outputs: a crash came after they were in place."""
-        return self._key_file.is_file() and self._key_file.read_text() == key
+        """Whether work on ``key`` is left beside the outputs, or what is left belongs to no key: a crash came after they were in place."""
+        if not self._key_file.is_file():
+            return self.stage_dir.is_dir()
+        return self._key_file.read_text() == key
 
     def remove_leftovers(self) -> None:
-        """Remove the work in progress; the caller holds the lock and the outputs are in place."""
+        """Remove the work in progress; the caller holds the lock and the outputs are in place.
+
+        The key goes after what it names: killed in between, the next run still finds whose the rest is.
+        """
+        for path in (self.build, self._receipts, self.scratch):
+            if path.exists():
+                shutil.rmtree(path)
         if self.stage_dir.exists():
             shutil.rmtree(self.stage_dir)
 
@@ -122,7 +130,8 @@ class StageFolder:
         Shards of a finished folder with the same key whose bytes are intact are taken over, so that only damaged ones are
         made again. Files that a kill left half-written go.
         """
-        if not self.has_leftovers(key):
+        if not (self._key_file.is_file() and self._key_file.read_text() == key):
+            self._key_file.unlink(missing_ok=True)  # first: what is half removed must be nobody's to continue
             for path in (self.build, self._receipts, self.scratch):
                 if path.exists():
                     shutil.rmtree(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows._environment import PROJECT_ROOT
 from flows._servers import ADDRESS_FILE, ServiceRecord, is_address_file, read_service, write_address_file
+from flows._tracking_place import find_place
 from flows.operations.deployments import POOL, WORKER, open_client
 from flows.operations.processes import HOST, Service, ServiceError, check_port, format_url, start_services
 from visloop.errors import ConfigError
@@ -31,7 +32,8 @@ def find_workdir() -> Path:
 def start_servers(*, port: int, ui_port: int) -> list[ServiceRecord]:
     """Start Prefect's server and MLflow's, and leave the former's address where the ``prefect`` command looks for it.
 
-    The database is SQLite in PREFECT_HOME unless PREFECT_API_DATABASE_CONNECTION_URL says otherwise (PostgreSQL).
+    The database is SQLite in PREFECT_HOME unless PREFECT_API_DATABASE_CONNECTION_URL says otherwise (PostgreSQL). MLflow's server shows
+    the history where ``find_place`` knows it to be; where the runs of this folder go to a server already, none is started.
 
     Raises:
         ConfigError: a port is taken.
@@ -39,8 +41,11 @@ def start_servers(*, port: int, ui_port: int) -> list[ServiceRecord]:
     """
     folder = find_workdir()
     (folder / "mlruns").mkdir(exist_ok=True)
-    services = [_prefect_server(port), _mlflow_server(ui_port, folder)]
-    for service, number, variable in zip(services, (port, ui_port), ("SERVER_PORT", "UI_PORT"), strict=True):
+    place = find_place(folder / "mlruns")
+    services = [_prefect_server(port)]
+    if not place.uri.startswith("http"):  # else the project's MLflow server is already elsewhere
+        services.append(_mlflow_server(ui_port, place.uri))
+    for service, number, variable in zip(services, (port, ui_port), ("SERVER_PORT", "UI_PORT"), strict=False):
         record = read_service(service.name)
         if record is None or not record.process.is_alive:
             check_port(number, variable=variable)
@@ -104,9 +109,8 @@ def _prefect_server(port: int) -> Service:
     )
 
 
-def _mlflow_server(port: int, folder: Path) -> Service:
+def _mlflow_server(port: int, store: str) -> Service:
     url = format_url(port)
-    store = f"sqlite:///{(folder / 'mlruns' / 'mlflow.db').as_posix()}"
     return Service(
         name="mlflow",
         command=(*_module("mlflow"), "server", "--backend-store-uri", store, "--host", HOST, "--port", str(port), "--workers", "1"),

@@ -166,6 +166,68 @@ _run(Path(sys.argv[1]), Counter(before))
 """
 
 
+@pytest.mark.parametrize("order", ["as listed", "key first"])
+def test_a_crash_while_clearing_up_leaves_nothing_for_good(tmp_path: Path, whole: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The removal of a folder is many removals: each is tried as the last one; file systems list the key anywhere among them."""
+    crashes, seal, scan = 0, StageFolder.seal, os.scandir
+
+    def list_key_first(path: Any) -> "_Listed":
+        return _Listed(sorted(scan(path), key=lambda entry: entry.name != "key"))
+
+    while True:
+        folder = tmp_path / str(crashes) / "squares"
+
+        def train(place: Path) -> Mapping[str, float]:
+            write_text(_folders.find_scratch(place) / "states" / "1.txt", "half")
+            write_text(place / "squares.txt", "1\n")
+            return {}
+
+        def run() -> Manifest:
+            return run_stage("one", folder=folder, inputs={}, config={}, code=["visloop.ids"], work=train, resumable=True)  # noqa: B023
+
+        taken = 0
+
+        def cut(remove: Callable[..., None]) -> Callable[..., None]:
+            def call(*arguments: Any, **named: Any) -> None:
+                nonlocal taken
+                taken += 1
+                if taken > crashes:  # noqa: B023
+                    raise Crash
+                remove(*arguments, **named)
+
+            return call
+
+        def seal_and_crash(self: StageFolder, manifest: Manifest) -> None:
+            with monkeypatch.context() as patch:
+                if order == "key first":
+                    patch.setattr(_folders.shutil.os, "scandir", list_key_first)
+                patch.setattr(_folders.shutil.os, "unlink", cut(os.unlink))
+                patch.setattr(_folders.shutil.os, "rmdir", cut(os.rmdir))
+                seal(self, manifest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StageFolder, "seal", seal_and_crash)
+            try:
+                run()
+            except Crash:
+                crashes += 1
+            else:
+                break
+        run()
+        assert [path.name for path in folder.iterdir() if path.name != MANIFEST_NAME] == ["squares.txt"], f"crash at removal {crashes}"
+    assert crashes > 5, "the crash was meant to hit every removal"
+
+
+class _Listed(list[Any]):
+    """A sorted ``os.scandir``."""
+
+    def __enter__(self) -> "_Listed":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
 def _start(folder: Path, shard: str, mode: str) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     command = [sys.executable, "-c", SCRIPT, str(folder), shard, str(Path(__file__).parent), mode]
