@@ -155,6 +155,7 @@ def test_instances_must_be_split_without_leak(taught, lessons):
 def test_replace_learns_an_exemplar(taught, lessons, exam):
     stages, _ = taught
     instances, replay = lessons[1]["star"]
+    replay = [replace(entry, concept=entry.label, positive=True) for entry in replay]  # as cycles collect it: each shows its own word
     report = stages[0]["REPLACE"].tune("star", instances=instances, replay=replay, seed=5, cycle=2)
     assert report.kept and report.validation_after >= 0.7 > report.validation_before
     assert {prompt.entry.tool for prompt in report.pool.prompts} == {"PASTE"}

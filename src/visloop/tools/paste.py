@@ -229,13 +229,16 @@ class _DrawingJudge:
     def __init__(self, engine: ClipEngine, kind: str, concept: str, crops: Sequence[InstanceCrop]) -> None:
         self.engine, self.kind = engine, kind
         features = engine.encoder.encode_images([crop.crop for crop in crops])
-        labels = [concept if crop.instance.positive else self._find_word(crop.instance.label) for crop in crops]
+        # A replay instance is a positive too, but of its own word.
+        own = [crop.instance.positive and crop.instance.concept == concept for crop in crops]
+        labels = [concept if shows else self._find_word(crop.instance.label) for crop, shows in zip(crops, own, strict=True)]
         self.words = tuple(sorted({label for label in labels if label}))
         shown = [index for index, label in enumerate(labels) if label]
         self.classifier = RidgeClassifier(alpha=_RIDGE, class_weight="balanced") if len(self.words) > 1 else None
         if self.classifier is not None:
             self.classifier.fit(features[shown].numpy(), [labels[index] for index in shown])
-        self.places = [crop for crop in crops if not crop.instance.positive and crop.region.mask is not None][:_MOST_RENDERINGS]
+        others = [crop for crop, shows in zip(crops, own, strict=True) if not shows and crop.region.mask is not None]
+        self.places = others[:_MOST_RENDERINGS]
 
     def _find_word(self, label: str) -> str | None:
         senses = self.engine.vocabulary.read_words(label)
