@@ -10,8 +10,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows._entry import from_plain, run_flow
 from flows._assistant_stages import tool_inputs
+from flows._entry import from_plain, run_flow
 from flows._layout import Layout
 from flows._records import read_json, write_json
 from flows._run import open_flow_run

@@ -199,6 +199,21 @@ def test_the_ensemble_is_a_softmax_over_similarities():
     assert [(prompt.entry.id, weight) for prompt, weight in single] == [("b", 1.0)]
 
 
+def test_text_features_are_shared_between_pools_but_not_between_prompts_of_one_id(taught):
+    stages, _ = taught
+    engine = stages[0]["LOC"].engine
+    width = engine.encoder.prompt_width
+    first, second = (
+        replace(made, prompt=np.full((2, width), value, np.float32))
+        for value in (0.1, 0.2)
+        for made in (make_prompt("a", (1, 0), 0.0, 0.9),)
+    )
+    banks = [engine.open_bank(PromptPool()) for _ in range(2)]
+    one, again = (bank.encode([("star", ((first, 1.0),))]) for bank in banks)
+    assert torch.equal(one, again) and banks[0].features is banks[1].features
+    assert not torch.allclose(one, banks[1].encode([("star", ((second, 1.0),))]))
+
+
 def test_folds_are_different_and_repeatable():
     folds = draw_folds(12, prompts=4, seed=3)
     assert len({tuple(fold) for fold in folds}) == 4 and all(len(fold) == 9 for fold in folds)

@@ -99,7 +99,9 @@ def open_planner(
         return filling
     if config.choice is PlannerChoice.search:
         if not config.scorer:
-            raise ConfigError("planner.choice=search needs planner.scorer, the folder of a learned scorer; python -m flows.nlvr writes some")
+            raise ConfigError(
+                "planner.choice=search needs planner.scorer, the folder of a learned scorer; python -m flows.nlvr writes some"
+            )
         search = open_search_planner(scorer=Path(config.scorer), find_tool=find_signature)
         return HybridPlanner(first=search, second=filling, min_confidence=0.0, name=search.name)
     if chat is None:
