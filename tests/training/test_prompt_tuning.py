@@ -159,6 +159,9 @@ def test_replace_learns_an_exemplar(taught, lessons, exam):
     report = stages[0]["REPLACE"].tune("star", instances=instances, replay=replay, seed=5, cycle=2)
     assert report.kept and report.validation_after >= 0.7 > report.validation_before
     assert {prompt.entry.tool for prompt in report.pool.prompts} == {"PASTE"}
+    circles = [replace(entry, concept="circle", positive=entry.label == "circle") for entry in (*instances, *replay)]
+    shipped = stages[0]["REPLACE"].tune("circle", instances=circles, replay=[], seed=5, cycle=2)
+    assert not shipped.kept and "known already" in shipped.reason, "the model's own exemplar is not replaced"
     known = stages[0]["LOC"].tune("star", instances=instances, replay=replay, seed=5, cycle=2)
     tools = {name: tool.with_pool(report.pool.add_prompts(known.pool.prompts, most_per_concept=10)) for name, tool in stages[0].items()}
     entry = next(item for item in exam._take(WORKSHOP_BASE, 30, 5) if item.entry.shape == "circle")

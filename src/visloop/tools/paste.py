@@ -142,10 +142,13 @@ class PasteTool:
         judge = _DrawingJudge(
             self.engine, kind, concept, read_instances([*validation, *replay], root=self.engine.root, propose=self.engine.propose)
         )
-        before = judge.measure({}, concept)
+        own = self.exemplars.get(f"{kind}.{concept}")
+        before = judge.measure({} if own is None else {kind: own}, concept)
         base = judge.measure_words({name.split(".")[1]: value for name, value in self.exemplars.items() if name.startswith(f"{kind}.")})
         kept: list[LearnedPrompt] = []
-        folds = draw_folds(len(positives), prompts=self.engine.config.tuning.prompts, seed=seed) if positives and kind in KINDS else []
+        known = before >= self.engine.config.tuning.known_at
+        learns = bool(positives) and kind in KINDS and not known
+        folds = draw_folds(len(positives), prompts=self.engine.config.tuning.prompts, seed=seed) if learns else []
         scores = []
         for fold in folds:
             chosen = [positives[index] for index in fold]
@@ -159,7 +162,9 @@ class PasteTool:
             pool=pool,
             kept=tuple(dict.fromkeys(prompt.entry.id for prompt in kept)),
             refused=len(folds) - len(kept),
-            reason=_explain(kept, scores, kind, concept, least=self.engine.config.tuning.min_validation),
+            reason=f"known already: {before:.2f} of the drawings are right"
+            if known
+            else _explain(kept, scores, kind, concept, least=self.engine.config.tuning.min_validation),
             validation_before=before,
             validation_after=max((prompt.entry.validation_accuracy for prompt in kept), default=before),
             base_before=base,
