@@ -18,7 +18,7 @@ from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrati
 from visloop.assistant.runs import run_tasks
 from visloop.chat.weights import resolve_model
 from visloop.config import Config
-from visloop.config_assistant import AssistantConfig, RegionBackend, ReplaceBackend, TasksConfig, VqaBackend
+from visloop.config_assistant import AssistantConfig, PlannerChoice, RegionBackend, ReplaceBackend, TasksConfig, VqaBackend
 from visloop.errors import ConfigError
 from visloop.evaluation.assistant import make_prediction
 from visloop.ids import seed_for
@@ -165,6 +165,13 @@ def tool_inputs(assistant: AssistantConfig) -> dict[str, Path]:
     return {role: source for role, source in sources.items() if source.is_dir()}
 
 
+def part_inputs(assistant: AssistantConfig) -> dict[str, Path]:
+    """What a stage that plans and runs programs reads besides tasks and pools: models, and the scorer of the program search."""
+    planner = assistant.planner
+    scorer = {"scorer": Path(planner.scorer)} if planner.choice is PlannerChoice.search and planner.scorer else {}
+    return {**tool_inputs(assistant), **scorer}
+
+
 def _learning_config(config: Config) -> dict[str, Any]:
     assistant = asdict(config.assistant)
     parts = {key: assistant[key] for key in ("tools", "planner", "reflection", "learning")}
@@ -229,7 +236,7 @@ def play_cycle(
             "collection": layout.collection,
             **pool_inputs(start),
             "known": start / "report.json",
-            **tool_inputs(config.assistant),
+            **part_inputs(config.assistant),
             **({} if people is None else {"people": people}),
         },
         config={
@@ -267,7 +274,7 @@ def examine_pools(config: Config, layout: Layout, *, name: str, pools: Path, par
     return run_stage(
         f"examine {folder.name}",
         folder=folder,
-        inputs={"tasks": layout.tasks, "collection": layout.collection, **pool_inputs(pools), **tool_inputs(config.assistant)},
+        inputs={"tasks": layout.tasks, "collection": layout.collection, **pool_inputs(pools), **part_inputs(config.assistant)},
         config={"assistant": _learning_config(config), "parts": list(parts), "name": name, "seed": config.seed},
         code=CYCLE_CODE,
         work=work,

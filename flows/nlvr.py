@@ -10,12 +10,14 @@ from typing import Any
 
 from prefect import flow
 
+from flows._assistant_stages import tool_inputs
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout
 from flows._records import read_json, write_json
 from flows._run import open_flow_run
 from flows._stage import run_stage
 from flows._summary import open_console, show_tables
+from visloop.assistant.search_scorer import save_scorer
 from visloop.assistant.search_space import load_pack
 from visloop.config import Config
 from visloop.errors import ConfigError
@@ -36,6 +38,8 @@ from visloop.records.shards import write_bytes
 from visloop.tools.toolbox import open_toolbox
 
 REPORT_NAME = "nlvr_search.json"
+SCORERS = "scorers"
+"""What was learned with each lexicon, for ``planner.scorer``."""
 LEXICONS: tuple[Words, ...] = ("full", "learned", "reduced", "none")
 CURVE_SIZES = (10, 25, 50, 100, 249)
 
@@ -61,6 +65,8 @@ def nlvr(values: dict[str, Any]) -> None:
         for name, errors in read_json(layout.assistant / "nlvr" / "errors.json").items():
             console.print(f"{name}: {errors}", markup=False)
         console.print("The space of programs, and the full lexicon, were written by hand after reading the dev sentences.", markup=False)
+        scorers = layout.assistant / "nlvr" / SCORERS
+        console.print(f"the scorers that were learned: {scorers} (planner@assistant.planner=search)", markup=False)
         console.print(f"report: {path}", markup=False)
 
 
@@ -81,8 +87,9 @@ def measure_planner(config: Config, layout: Layout) -> Any:
                 "covered": found.covered,
                 "errors": found.errors,
                 "learned": [asdict(word) for word in found.learned_words],
-                "scorer": found.scorer_hash,
+                "scorer": found.scorer.hash,
             }
+            save_scorer(found.scorer, place / SCORERS / words)
         curve = measure_curve(make_scorer(pack, "full", tools=tools), train, test, sizes=CURVE_SIZES)
         draw_curve(curve, place / "nlvr_curve.png")
         write_report(place / "report.json", Report(rows=rows, paired=[], hashes={words: errors[words]["scorer"] for words in LEXICONS}))
@@ -93,7 +100,7 @@ def measure_planner(config: Config, layout: Layout) -> Any:
     return run_stage(
         "nlvr search",
         folder=layout.assistant / "nlvr",
-        inputs={"nlvr": root},
+        inputs={"nlvr": root, **tool_inputs(config.assistant)},
         config={"tools": config.assistant.tools, "lexicons": list(LEXICONS), "sizes": list(CURVE_SIZES)},
         code=["visloop.evaluation.nlvr_search", "visloop.tools"],
         work=work,

@@ -48,7 +48,7 @@ class ListBackend(Enum):
 class PlannerChoice(Enum):
     """Who writes plan and program. ``slot_filling``: a retrieved demonstration with its slots replaced; ``llm``: a chat model from
     retrieved demonstrations; ``hybrid``: slot filling, the LLM where it is unsure; ``search``: typed program search with a scorer
-    that is learned from feedback."""
+    that was learned from feedback, slot filling for tasks that its space of programs is not about."""
 
     slot_filling = "slot_filling"
     llm = "llm"
@@ -182,7 +182,7 @@ class PlannerConfig:
     """Inference (CLOVA 3.2): how many demonstrations a prompt shows, and the switches of the ablations. ``failures_from``: failed
     demonstrations are shown once a pool holds more than so many. ``candidates``: demonstrations that slot filling tries per task;
     ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program. ``temperature``, ``top_p`` and
-    ``max_new_tokens`` are the LLM's."""
+    ``max_new_tokens`` are the LLM's. ``scorer``: the folder of a learned scorer, for ``search``."""
 
     choice: PlannerChoice = PlannerChoice.slot_filling
     encoder: EncoderChoice = EncoderChoice.words
@@ -197,6 +197,7 @@ class PlannerConfig:
     max_new_tokens: int = 256
     candidates: int = 16
     min_confidence: float = 0.7
+    scorer: str = ""
 
 
 @dataclass

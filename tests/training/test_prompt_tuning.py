@@ -155,9 +155,13 @@ def test_instances_must_be_split_without_leak(taught, lessons):
 def test_replace_learns_an_exemplar(taught, lessons, exam):
     stages, _ = taught
     instances, replay = lessons[1]["star"]
+    replay = [replace(entry, concept=entry.label, positive=True) for entry in replay]  # as cycles collect it: each shows its own word
     report = stages[0]["REPLACE"].tune("star", instances=instances, replay=replay, seed=5, cycle=2)
     assert report.kept and report.validation_after >= 0.7 > report.validation_before
     assert {prompt.entry.tool for prompt in report.pool.prompts} == {"PASTE"}
+    circles = [replace(entry, concept="circle", positive=entry.label == "circle") for entry in (*instances, *replay)]
+    shipped = stages[0]["REPLACE"].tune("circle", instances=circles, replay=[], seed=5, cycle=2)
+    assert not shipped.kept and "known already" in shipped.reason, "the model's own exemplar is not replaced"
     known = stages[0]["LOC"].tune("star", instances=instances, replay=replay, seed=5, cycle=2)
     tools = {name: tool.with_pool(report.pool.add_prompts(known.pool.prompts, most_per_concept=10)) for name, tool in stages[0].items()}
     entry = next(item for item in exam._take(WORKSHOP_BASE, 30, 5) if item.entry.shape == "circle")
@@ -196,6 +200,21 @@ def test_the_ensemble_is_a_softmax_over_similarities():
     assert combine_prompts(first)[0, 0].item() == pytest.approx(share * 1.0 + (1 - share) * 3.0, abs=2 / WEIGHT_STEPS)
     (single,) = weigh_prompts(prompts, features[:1], tuning=PromptTuning(ensemble=1))
     assert [(prompt.entry.id, weight) for prompt, weight in single] == [("b", 1.0)]
+
+
+def test_text_features_are_shared_between_pools_but_not_between_prompts_of_one_id(taught):
+    stages, _ = taught
+    engine = stages[0]["LOC"].engine
+    width = engine.encoder.prompt_width
+    first, second = (
+        replace(made, prompt=np.full((2, width), value, np.float32))
+        for value in (0.1, 0.2)
+        for made in (make_prompt("a", (1, 0), 0.0, 0.9),)
+    )
+    banks = [engine.open_bank(PromptPool()) for _ in range(2)]
+    one, again = (bank.encode([("star", ((first, 1.0),))]) for bank in banks)
+    assert torch.equal(one, again) and banks[0].features is banks[1].features
+    assert not torch.allclose(one, banks[1].encode([("star", ((second, 1.0),))]))
 
 
 def test_folds_are_different_and_repeatable():

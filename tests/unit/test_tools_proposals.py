@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw
 from visloop.scenes.pictures import render_scene
 from visloop.scenes.world import Color, Pattern, Shape, Size, WorldSpec, draw_scene
 from visloop.tools.proposals import box_of_mask, propose_regions
+from visloop.tools.region_cache import RegionCache
+from visloop.tools.values import Box, Mask
 
 GROUND, YELLOW, BLACK, BLUE = (211, 211, 211), (255, 255, 0), (0, 0, 0), (0, 153, 255)
 WORLD = WorldSpec(
@@ -137,3 +139,19 @@ def test_the_largest_regions_are_kept_in_reading_order() -> None:
     assert [box.corners for box, _ in propose_regions(image, most=2)] == [large, middle]
     assert [box.corners for box, _ in propose_regions(image, least_area=26)] == [large, middle]
     assert [box.corners for box, _ in propose_regions(image)] == [small, large, middle]
+
+
+def test_regions_are_kept_by_content_and_the_longest_unused_ones_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def propose(image: Image.Image) -> list[tuple[Box, Mask]]:
+        asked.append(image.width)
+        return propose_regions(image)
+
+    monkeypatch.setattr("visloop.tools.region_cache.propose_regions", propose)
+    pictures = [draw_boxes(((10, 10, 40, 40), (200, 30, 30)), size=(side, side)) for side in (60, 61, 62)]
+    cache = RegionCache(most_bytes=2 * 62 * 62)
+    for picture in (pictures[0], pictures[1], pictures[0].copy(), pictures[2], pictures[0], pictures[1]):
+        [region] = cache.propose(picture)
+        assert region.mask is not None and region.mask.shape == (picture.height, picture.width)
+    assert asked == [60, 61, 62, 61]

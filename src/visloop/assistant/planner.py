@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.llm_planner import LlmPlanner
 from visloop.assistant.proposals import FailedAttempt, FindSignature, Planner, pair_attempts
 from visloop.assistant.retrieval import Encoder, WordEncoder
+from visloop.assistant.search import open_search_planner
 from visloop.assistant.slot_filling import SlotFillingPlanner
 from visloop.chat.base import ChatModel
 from visloop.config_assistant import EncoderChoice, PlannerChoice, PlannerConfig
@@ -82,21 +84,26 @@ def open_planner(
         find_signature: what is known of tools and plugins.
 
     Raises:
-        ConfigError: a planner with an LLM was asked for without ``chat``; a value is out of range; ``search``, which is opened with its
-            own space of programs.
+        ConfigError: a planner with an LLM was asked for without ``chat``, or ``search`` without a scorer; a value is out of range.
+        DataError: the scorer of ``search`` cannot be read.
         ModelError: the sentence encoder cannot be loaded.
     """
     if config.candidates < 1 or not 0 <= config.min_confidence <= 1:
         raise ConfigError(
             f"planner: candidates is {config.candidates}, at least 1 is needed; min_confidence is {config.min_confidence}, use 0 to 1"
         )
-    if config.choice is PlannerChoice.search:
-        raise ConfigError("planner.choice=search needs a space of programs; open it with visloop.assistant.search")
     encoder = encoder or open_encoder(config)
     words = frozenset(vocabulary)
     filling = SlotFillingPlanner(config=config, encoder=encoder, vocabulary=words, find_signature=find_signature)
     if config.choice is PlannerChoice.slot_filling:
         return filling
+    if config.choice is PlannerChoice.search:
+        if not config.scorer:
+            raise ConfigError(
+                "planner.choice=search needs planner.scorer, the folder of a learned scorer; python -m flows.nlvr writes some"
+            )
+        search = open_search_planner(scorer=Path(config.scorer), find_tool=find_signature)
+        return HybridPlanner(first=search, second=filling, min_confidence=0.0, name=search.name)
     if chat is None:
         raise ConfigError(f"planner.choice={config.choice.value} needs a chat model; give one, or use slot_filling")
     llm = LlmPlanner(

@@ -28,6 +28,11 @@ class ImageLimits:
     max_bytes: int = 50_000_000
 
 
+_PASSED: dict[tuple[str, ImageLimits], str] = {}
+"""Suffixes of pictures that were decoded and passed, by hash and limits: the same ones are collected for many words."""
+_MOST_PASSED = 100_000
+
+
 @dataclass(frozen=True, slots=True)
 class StoredImage:
     """A picture in the data folder: its name (``<first two hex>/<sha256><suffix>``) and the SHA-256 of its bytes."""
@@ -103,6 +108,17 @@ def import_image(source: Path | bytes, *, out: Path, limits: ImageLimits | None 
             raise DataError(f"{where}: the picture cannot be read ({error.strerror})") from error
     if len(data) > limits.max_bytes:
         raise DataError(f"{where}: {len(data)} bytes; at most {limits.max_bytes} are taken")
+    key = (hashlib.sha256(data).hexdigest(), limits)
+    suffix = _PASSED.get(key)
+    if suffix is None:
+        suffix = _PASSED[key] = _check_picture(data, where, limits)
+        if len(_PASSED) > _MOST_PASSED:
+            del _PASSED[next(iter(_PASSED))]
+    return _store_bytes(data, suffix=suffix, out=out)
+
+
+def _check_picture(data: bytes, where: str, limits: ImageLimits) -> str:
+    """The suffix of a picture's format."""
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "candidate"
         candidate.write_bytes(data)
@@ -118,7 +134,7 @@ def import_image(source: Path | bytes, *, out: Path, limits: ImageLimits | None 
         )
     if kind not in _SUFFIXES:
         raise DataError(f"{where}: format {kind or 'unknown'}; one of {', '.join(_SUFFIXES)} is needed")
-    return _store_bytes(data, suffix=_SUFFIXES[kind], out=out)
+    return _SUFFIXES[kind]
 
 
 def _store_bytes(data: bytes, *, suffix: str, out: Path) -> StoredImage:

@@ -26,7 +26,7 @@ class ClipRecipe:
     """
 
     scene_crops: int = 14_000
-    box_crops: int = 2_500
+    box_crops: int = 5_000
     extra_crops: int = 24_000
     extra_shapes: int = 120
     extra_patterns: int = 48
@@ -46,8 +46,9 @@ class ClipRecipe:
     def describe(self) -> tuple[str, ...]:
         """The recipe in lines for the model card."""
         return (
-            f"{self.scene_crops:,} crops of base-word scenes, {self.box_crops:,} of NLVR's objects, {self.extra_crops:,} with extras: "
-            f"{self.extra_shapes} random outlines, {self.extra_patterns} random tiles and {self.extra_colors} colours under code names, "
+            f"{self.scene_crops:,} crops of base-word scenes, {self.box_crops:,} of NLVR's objects in varied sizes, "
+            f"{self.extra_crops:,} with extras: {self.extra_shapes} random outlines, "
+            f"{self.extra_patterns} random tiles and {self.extra_colors} colours under code names, "
             "none of them a novel word's",
             "regions are those that the tools propose, cut as the tools cut them; two in five without a mask and with a jittered box",
             f"captions of 1 to 3 attributes, multi-positive InfoNCE + {self.group_weight} x classification within each group",

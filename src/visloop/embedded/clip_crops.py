@@ -23,6 +23,9 @@ BOX_JITTER = 0.07
 """How far an edge of an unmasked crop's box may be off, as a share of the box's side."""
 UNMASKED_SHARE = 0.4
 LEAST_OVERLAP = 0.5
+BOX_SCALE_JITTER, BOX_SHIFT = 0.1, 0.5
+"""How far an object of a box may differ from its size (a share of its radius) and lie off its cell (pixels): of a radius for which a square
+is as wide as NLVR's, a circle is a tenth wider than NLVR's, and ten pixels across a single one decides between circle and square."""
 NLVR_SHAPES, NLVR_COLORS = ("circle", "square", "triangle"), ("yellow", "black", "blue")
 
 
@@ -50,8 +53,10 @@ def draw_scene_crops(count: int, *, world: StyledWorld, seed: int) -> CropSet:
 
 
 def draw_box_crops(count: int, *, world: StyledWorld, seed: int) -> CropSet:
-    """Crops of NLVR's objects: circles, squares and triangles in yellow, black and blue, three sizes, sometimes side by side."""
-    return _gather((draw_box_scene(seed_for(seed, "boxes", index), world) for index in range(count)), count=count, world=world, seed=seed)
+    """Crops of NLVR's objects: circles, squares and triangles in yellow, black and blue, around three sizes, sometimes side by side."""
+    varied = replace(world, jitter=BOX_SHIFT, style=replace(world.style, scale_jitter=BOX_SCALE_JITTER))
+    scenes = (draw_box_scene(seed_for(seed, "boxes", index), varied) for index in range(count))
+    return _gather(scenes, count=count, world=varied, seed=seed)
 
 
 def draw_extra_crops(count: int, *, world: StyledWorld, extras: Extras, seed: int) -> CropSet:

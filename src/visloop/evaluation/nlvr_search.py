@@ -61,14 +61,14 @@ class CurvePoint:
 class SearchReport:
     """``rows``: accuracy of all, of sentences that are (not) word for word among those learned from, of known and new forms (words with
     colours, shapes, sizes and numbers masked), and consistency. ``covered``: share of the test sentences with a candidate that agrees
-    with all labels. ``errors``: sentences by kind."""
+    with all labels. ``errors``: sentences by kind. ``scorer``: what was learned."""
 
     words: Words
     rows: tuple[Row, ...]
     covered: float
     errors: dict[str, int]
     learned_words: tuple[LearnedWord, ...]
-    scorer_hash: str
+    scorer: Scorer
 
 
 def read_items(
@@ -210,7 +210,7 @@ def measure_search(
     for part, found in sorted(parts.items()):
         rows += [measure_accuracy(found, name=f"search/{words}/{part}"), measure_consistency(found, name=f"search/{words}/{part}")]
     covered, errors = explain_errors(scorer, test, predictions, drawn=drawn)
-    return SearchReport(words, tuple(rows), covered, errors, learned, scorer.hash)
+    return SearchReport(words, tuple(rows), covered, errors, learned, scorer)
 
 
 def explain_errors(

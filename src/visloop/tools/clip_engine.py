@@ -1,8 +1,6 @@
 """What the tools on a CLIP share: the loaded model, its vocabulary, the regions of pictures, and learning a word."""
 
-import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +13,9 @@ from visloop.tools.anchors import Anchors, load_anchors
 from visloop.tools.base import TuningReport
 from visloop.tools.clip_model import ClipEncoder, load_clip, model_folder
 from visloop.tools.instances import match_region, read_instances
-from visloop.tools.naming import PromptBank, Region, find_group
+from visloop.tools.naming import PromptBank, Region, TextFeatures, find_group
 from visloop.tools.prompt_pool import PromptPool
-from visloop.tools.proposals import propose_regions
+from visloop.tools.region_cache import SHARED, RegionCache
 from visloop.tools.tuning import learn_prompts, split_instances
 from visloop.tools.values import Boxes, Objects, VisualObject
 from visloop.tools.vocabulary import Vocabulary, load_vocabulary
@@ -26,7 +24,6 @@ from visloop.tools.word_tuning import WordProblem
 OWNER = "CLIP"
 """LOC, SEG, SELECT, FILTER, CLASSIFY and VQA share one model and one placement, so they share their prompts."""
 PLACEMENT = "text prefix"
-_KEPT_PICTURES = 256
 
 
 class ClipEngine:
@@ -40,20 +37,16 @@ class ClipEngine:
         self, encoder: ClipEncoder, vocabulary: Vocabulary, *, config: ToolsConfig, root: Path = Path(), anchors: Anchors | None = None
     ) -> None:
         self.encoder, self.vocabulary, self.config, self.root, self.anchors = encoder, vocabulary, config, root, anchors
-        self._regions: OrderedDict[bytes, tuple[Region, ...]] = OrderedDict()
+        self.regions: RegionCache = SHARED
+        self._texts: TextFeatures = {}
 
     def open_bank(self, pool: PromptPool) -> PromptBank:
         """The prompts of a pool that belong to these tools."""
-        return PromptBank(self.encoder, self.vocabulary, pool=pool, owner=OWNER, tuning=self.config.tuning)
+        return PromptBank(self.encoder, self.vocabulary, pool=pool, owner=OWNER, tuning=self.config.tuning, features=self._texts)
 
     def propose(self, image: Image.Image) -> tuple[Region, ...]:
         """The regions of a picture; those of recent pictures are kept."""
-        key = hashlib.blake2b(image.tobytes() + repr((image.size, image.mode)).encode(), digest_size=16).digest()
-        if key not in self._regions:
-            self._regions[key] = tuple(Region(box, mask) for box, mask in propose_regions(image))
-            while len(self._regions) > _KEPT_PICTURES:
-                self._regions.popitem(last=False)
-        return self._regions[key]
+        return self.regions.propose(image)
 
     def regions_of(self, image: Image.Image, values: Boxes | Objects) -> list[Region]:
         """Regions for boxes and objects; one without a mask gets that of the region that is proposed there, if any."""

@@ -4,6 +4,7 @@ A learned concept's prompt is the combination of its stored prompts, P = sum_j w
 the stored features and that of the crop: the picture that CLIP is given.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,9 @@ from visloop.tools.vocabulary import Sense, Vocabulary
 
 Scores = NDArray[np.float64]
 Weighted: TypeAlias = tuple[tuple[LearnedPrompt, float], ...]
+TextFeatures: TypeAlias = dict[tuple[object, ...], Tensor]
+"""Text features (d,) by concept, prompts' content and weights."""
+_MOST_FEATURES = 50_000
 WEIGHT_STEPS = 16
 """Weights of an ensemble are rounded to this part of one, so that pictures with almost the same weights share their text features."""
 
@@ -52,11 +56,24 @@ class Scored:
 
 
 class PromptBank:
-    """The learned prompts of one owner in a pool, and the text features of their combinations."""
+    """The learned prompts of one owner in a pool, and the text features of their combinations.
 
-    def __init__(self, encoder: ClipEncoder, vocabulary: Vocabulary, *, pool: PromptPool, owner: str, tuning: PromptTuning) -> None:
+    ``features`` are those known of other pools on the same encoder: most prompts of a pool were in the pool before it.
+    """
+
+    def __init__(
+        self,
+        encoder: ClipEncoder,
+        vocabulary: Vocabulary,
+        *,
+        pool: PromptPool,
+        owner: str,
+        tuning: PromptTuning,
+        features: TextFeatures | None = None,
+    ) -> None:
         self.encoder, self.vocabulary, self.pool, self.owner, self.tuning = encoder, vocabulary, pool, owner, tuning
-        self._features: dict[tuple[object, ...], Tensor] = {}
+        self.features: TextFeatures = {} if features is None else features
+        self._digests: dict[int, tuple[LearnedPrompt, bytes]] = {}
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -74,16 +91,25 @@ class PromptBank:
 
     def encode(self, chosen: Sequence[tuple[str, Weighted]]) -> Tensor:
         """Text features (n, d) of concepts with their weighted prompts; equal combinations are computed once."""
+        if len(self.features) > _MOST_FEATURES:
+            self.features.clear()
         keys: list[tuple[object, ...]] = [
-            (concept, *((prompt.entry.id, weight) for prompt, weight in weighted)) for concept, weighted in chosen
+            (concept, *((self._digest(prompt), weight) for prompt, weight in weighted)) for concept, weighted in chosen
         ]
-        new = {key: item for key, item in zip(keys, chosen, strict=True) if key not in self._features}
+        new = {key: item for key, item in zip(keys, chosen, strict=True) if key not in self.features}
         for key, (concept, weighted) in new.items():
             # One at a time: in a batch the last bits would depend on which combinations the process has met before.
             with torch.no_grad():
                 (feature,) = self.encoder.encode_prompted([self.vocabulary.write_text(concept)], combine_prompts(weighted)[None]).cpu()
-            self._features[key] = feature
-        return torch.stack([self._features[key] for key in keys]) if keys else torch.zeros(0, self.encoder.feature_width)
+            self.features[key] = feature
+        return torch.stack([self.features[key] for key in keys]) if keys else torch.zeros(0, self.encoder.feature_width)
+
+    def _digest(self, prompt: LearnedPrompt) -> bytes:
+        """Of a prompt's values: prompts learned from the same instances against other pools have one id."""
+        known = self._digests.get(id(prompt))
+        if known is None:  # the prompt is kept with its digest, so that its id is not given again
+            known = self._digests[id(prompt)] = prompt, hashlib.blake2b(prompt.prompt.tobytes(), digest_size=16).digest()
+        return known[1]
 
 
 def find_group(concept: str, given: str, vocabulary: Vocabulary) -> str:

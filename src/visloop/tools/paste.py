@@ -142,10 +142,13 @@ class PasteTool:
         judge = _DrawingJudge(
             self.engine, kind, concept, read_instances([*validation, *replay], root=self.engine.root, propose=self.engine.propose)
         )
-        before = judge.measure({}, concept)
+        own = self.exemplars.get(f"{kind}.{concept}")
+        before = judge.measure({} if own is None else {kind: own}, concept)
         base = judge.measure_words({name.split(".")[1]: value for name, value in self.exemplars.items() if name.startswith(f"{kind}.")})
         kept: list[LearnedPrompt] = []
-        folds = draw_folds(len(positives), prompts=self.engine.config.tuning.prompts, seed=seed) if positives and kind in KINDS else []
+        known = before >= self.engine.config.tuning.known_at
+        learns = bool(positives) and kind in KINDS and not known
+        folds = draw_folds(len(positives), prompts=self.engine.config.tuning.prompts, seed=seed) if learns else []
         scores = []
         for fold in folds:
             chosen = [positives[index] for index in fold]
@@ -159,7 +162,9 @@ class PasteTool:
             pool=pool,
             kept=tuple(dict.fromkeys(prompt.entry.id for prompt in kept)),
             refused=len(folds) - len(kept),
-            reason=_explain(kept, scores, kind, concept, least=self.engine.config.tuning.min_validation),
+            reason=f"known already: {before:.2f} of the drawings are right"
+            if known
+            else _explain(kept, scores, kind, concept, least=self.engine.config.tuning.min_validation),
             validation_before=before,
             validation_after=max((prompt.entry.validation_accuracy for prompt in kept), default=before),
             base_before=base,
@@ -229,13 +234,16 @@ class _DrawingJudge:
     def __init__(self, engine: ClipEngine, kind: str, concept: str, crops: Sequence[InstanceCrop]) -> None:
         self.engine, self.kind = engine, kind
         features = engine.encoder.encode_images([crop.crop for crop in crops])
-        labels = [concept if crop.instance.positive else self._find_word(crop.instance.label) for crop in crops]
+        # A replay instance is a positive too, but of its own word.
+        own = [crop.instance.positive and crop.instance.concept == concept for crop in crops]
+        labels = [concept if shows else self._find_word(crop.instance.label) for crop, shows in zip(crops, own, strict=True)]
         self.words = tuple(sorted({label for label in labels if label}))
         shown = [index for index, label in enumerate(labels) if label]
         self.classifier = RidgeClassifier(alpha=_RIDGE, class_weight="balanced") if len(self.words) > 1 else None
         if self.classifier is not None:
             self.classifier.fit(features[shown].numpy(), [labels[index] for index in shown])
-        self.places = [crop for crop in crops if not crop.instance.positive and crop.region.mask is not None][:_MOST_RENDERINGS]
+        others = [crop for crop, shows in zip(crops, own, strict=True) if not shows and crop.region.mask is not None]
+        self.places = others[:_MOST_RENDERINGS]
 
     def _find_word(self, label: str) -> str | None:
         senses = self.engine.vocabulary.read_words(label)

@@ -134,7 +134,7 @@ class WordProblem:
     def _with_prompts(self, prompts: Sequence[LearnedPrompt]) -> PromptBank:
         bank = self.bank
         pool = bank.pool.add_prompts(prompts, most_per_concept=self.config.max_prompts)
-        return PromptBank(self.encoder, bank.vocabulary, pool=pool, owner=bank.owner, tuning=self.config)
+        return PromptBank(self.encoder, bank.vocabulary, pool=pool, owner=bank.owner, tuning=self.config, features=bank.features)
 
     def _list_rivals(self, instances: Sequence[Instance]) -> tuple[str, ...]:
         vocabulary = self.bank.vocabulary
