@@ -140,6 +140,15 @@ def test_eight_examples_are_learned_by_heart(model_folder: Callable[[str], Path]
     assert tokenizer.decode(reply[0, prompt.shape[1] :]) == tokenizer.decode(encoded.input_ids[encoded.trained])
 
 
+@pytest.mark.parametrize(
+    ("steps", "save_steps", "intervals"),
+    [(226, 0.25, (4, 56)), (78, 0.25, (1, 20)), (12, 3.0, (1, 3)), (1000, 10.0, (10, 10)), (1000, 50.0, (20, 40)), (1, 0.25, (1, 1))],
+)
+def test_a_checkpoint_follows_a_log(steps: int, save_steps: float, intervals: tuple[int, int]) -> None:
+    log_every, save_every = runs.plan_intervals(steps, replace(STEP, save_steps=save_steps))
+    assert (log_every, save_every) == intervals and save_every % log_every == 0
+
+
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 def test_a_killed_run_ends_with_the_same_weights(
     adapter: bool, model_folder: Callable[[str], Path], image_root: Path, examples: list[SFTExample], tmp_path: Path
@@ -164,8 +173,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert resumed.resumed_from == 6
     assert steps[0] == 7
     assert resumed.weights_hash == whole.weights_hash
-    assert [entry["step"] for entry in resumed.history] == [entry["step"] for entry in whole.history]
-    assert [entry["loss"] for entry in resumed.history] == [entry["loss"] for entry in whole.history]
+    assert resumed.history == whole.history
     assert not checkpoints.exists()
 
 

@@ -12,7 +12,7 @@ from visloop.records.shards import write_text
 
 FOLDER = ".checkpoints"
 RUN_FILE = "run.json"
-_STATE = "trainer_state.json"
+STATE = "trainer_state.json"
 
 
 def prepare_checkpoints(folder: Path, *, key: str) -> Path | None:
@@ -47,7 +47,7 @@ def prepare_checkpoints(folder: Path, *, key: str) -> Path | None:
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint has its trainer state, weights, optimizer and random state, all of them readable to the end."""
     try:
-        json.loads((checkpoint / _STATE).read_text())
+        json.loads((checkpoint / STATE).read_text())
         weights = list(checkpoint.glob("*.safetensors"))
         for file in weights:
             with safe_open(file, framework="pt") as tensors:  # the header's sizes are checked against the file's

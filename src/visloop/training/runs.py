@@ -1,5 +1,6 @@
 """One training run: from settings to the trainer's arguments, through checkpoints to a report."""
 
+import json
 import logging
 import math
 import os
@@ -25,7 +26,7 @@ from visloop.errors import ConfigError, DataError, TrainingError
 from visloop.ids import hash_json
 from visloop.records.reasoning import PreferencePair, SFTExample
 from visloop.training.callbacks import FiniteGuard, LogForwarder, OnLog, ProgressReporter, read_metrics
-from visloop.training.checkpoints import FOLDER, prepare_checkpoints
+from visloop.training.checkpoints import FOLDER, STATE, prepare_checkpoints
 from visloop.training.models import is_write_failure, restore_weights
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,18 @@ def plan_steps(examples: int, settings: TrainSettings) -> int:
     return math.ceil(math.ceil(batches / settings.gradient_accumulation_steps) * settings.num_train_epochs)
 
 
+def plan_intervals(steps: int, settings: TrainSettings) -> tuple[int, int]:
+    """Steps between two logs and between two checkpoints. A checkpoint always follows a log: what is averaged between two logs is in no
+    checkpoint, and a continued run must tell the same history."""
+    wanted = math.ceil(settings.save_steps * steps) if settings.save_steps < 1 else int(settings.save_steps)
+    log_every = max(1, min(steps // LOGS_PER_RUN, wanted))
+    return log_every, max(1, wanted // log_every) * log_every
+
+
 def build_arguments(settings: TrainSettings, *, folder: Path, seed: int, examples: int) -> dict[str, Any]:
     """Arguments that SFTConfig and DPOConfig share; see ``transformers.TrainingArguments`` for their meaning."""
     on_gpu = torch.cuda.is_available()
+    log_every, save_every = plan_intervals(plan_steps(examples, settings), settings)
     return {
         "output_dir": str(folder),
         "learning_rate": settings.learning_rate,
@@ -130,9 +140,9 @@ def build_arguments(settings: TrainSettings, *, folder: Path, seed: int, example
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
-        "save_steps": settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
+        "save_steps": save_every,
         "save_total_limit": 2,
-        "logging_steps": max(1, plan_steps(examples, settings) // LOGS_PER_RUN),
+        "logging_steps": log_every,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # FiniteGuard must see them
         "report_to": "none",
@@ -183,6 +193,14 @@ def make_run_key(
     return hash_json({"records": rows, "settings": values, "seed": seed, "weights": weights, "max_image_pixels": max_image_pixels})
 
 
+def restore_token_count(trainer: Trainer, checkpoint: Path) -> None:
+    """Let TRL's count of tokens go on from the last log before ``checkpoint``: its trainers would start again from 0."""
+    logged = json.loads((checkpoint / STATE).read_text())["log_history"]
+    counts = [entry["num_tokens"] for entry in logged if "num_tokens" in entry]
+    if counts and hasattr(trainer, "_total_train_tokens"):
+        trainer._total_train_tokens = int(float(counts[-1]))
+
+
 def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log: OnLog | None) -> LoopResult:
     """Train, continuing from the last whole checkpoint of the same run, with progress and a guard against NaN.
 
@@ -200,6 +218,7 @@ def run_trainer(trainer: Trainer, *, title: str, key: str, examples: int, on_log
     quiet = logging.getLogger("transformers.trainer")
     if checkpoint is not None:
         logger.info("%s: continues from %s", title, checkpoint.name)
+        restore_token_count(trainer, checkpoint)
         if not isinstance(trainer.model, PeftModel):
             restore_weights(trainer.model, checkpoint)
             quiet.addFilter(_is_not_about_keys)
