@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ import httpx
 import psutil
 
 from flows._environment import DEFAULTS
+from tests.fixtures.installations import inherit_environment, list_processes
+from tests.fixtures.servers import find_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
 OPEN_STATES = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED")
-_FOREIGN = ("PREFECT_", "HYDRA_", "MLFLOW_", "DVC_", "VISLOOP_")
 
 
 class ChaosError(Exception):
@@ -50,7 +50,7 @@ class Installation:
         git = ("git", "-C", str(folder), "-c", "user.name=chaos", "-c", "user.email=chaos@example.org")
         for command in (("init", "-q"), ("add", "-A"), ("commit", "-q", "-m", "project")):
             subprocess.run([*git, *command], check=True)
-        return cls(folder, _find_port(), _find_port(), tuple(overrides))
+        return cls(folder, find_port(), find_port(), tuple(overrides))
 
     @property
     def home(self) -> Path:
@@ -58,7 +58,7 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN) and name not in DEFAULTS}
+        kept = {name: value for name, value in inherit_environment().items() if name not in DEFAULTS}
         path = f"{self.folder}{os.pathsep}{self.folder / 'src'}"
         return {**kept, "PYTHONPATH": path, "PREFECT_HOME": str(self.home), "PREFECT_WORKER_QUERY_SECONDS": "1", "COLUMNS": "140"}
 
@@ -103,14 +103,7 @@ class Installation:
 
     def list_processes(self) -> list[psutil.Process]:
         """Everything that was started with this installation's home, whoever its parent is now."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("PREFECT_HOME") == str(self.home) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
+        return list_processes(self.home)
 
     def find_victims(self, kind: str) -> list[psutil.Process]:
         """The living processes of a service (``server``, ``mlflow``, ``worker``) or of flow runs (``flow``), children included."""
@@ -161,9 +154,3 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except ProcessLookupError:
         return -1
-
-
-def _find_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -29,6 +29,7 @@ from flows._versioning import run_dvc
 from flows.clova import clova
 from flows.reflect_learn import reflect_learn
 from flows.rollback import rollback
+from tests.fixtures.installations import inherit_environment
 from visloop.config import Config
 from visloop.errors import ConfigError, DataError
 from visloop.evaluation.report import check_report, read_report
@@ -235,8 +236,7 @@ def start(place: Path, *overrides: str) -> "subprocess.Popen[bytes]":
     """``python -m flows.reflect_learn`` as a process of its own, with the tests' Prefect server."""
     from prefect.settings import PREFECT_API_URL
 
-    foreign = ("PREFECT_", "HYDRA_", "MLFLOW_", "DVC_", "VISLOOP_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment = inherit_environment()
     environment |= {"PYTHONPATH": f"{PROJECT_ROOT}:{PROJECT_ROOT / 'src'}", "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     environment |= {"PREFECT_HOME": str(place / "prefect"), "OMP_NUM_THREADS": "1"}
     places = (f"paths.data={place / 'data'}", f"paths.mlruns={place / 'mlruns'}", f"hydra.run.dir={place / 'outputs'}")

@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from flows._environment import DEFAULTS
+from tests.fixtures.installations import inherit_environment, list_processes
+from tests.fixtures.servers import find_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,12 +31,6 @@ TINY = [
     *("generate.samples_per_question=1", "generate.min_steps=1", "generate.max_steps=1"),
 ]
 PATIENCE = 120.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(what: str, look: Callable[[], Any]) -> Any:
@@ -63,8 +59,7 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        foreign = ("PREFECT_", "HYDRA_", "MLFLOW_", "DVC_", "VISLOOP_")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign) and name not in DEFAULTS}
+        kept = {name: value for name, value in inherit_environment().items() if name not in DEFAULTS}
         own = {"PREFECT_HOME": str(self.home), "VISLOOP_WORKDIR": str(self.work), "PREFECT_WORKER_QUERY_SECONDS": "1", "COLUMNS": "140"}
         path = os.pathsep.join([str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
         return {**kept, **own, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
@@ -97,20 +92,13 @@ class Installation:
 
     def list_processes(self) -> list[psutil.Process]:
         """Everything that was started with this installation's home, whoever its parent is now."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("PREFECT_HOME") == str(self.home) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
+        return list_processes(self.home)
 
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Servers, deployments and a worker; at the end everything is stopped, and nothing may be left."""
-    place = Installation(tmp_path_factory.mktemp("installation"), _free_port(), _free_port())
+    place = Installation(tmp_path_factory.mktemp("installation"), find_port(), find_port())
     place.work.mkdir()
     try:
         place.operate("server", "--port", str(place.port), "--ui-port", str(place.ui_port))

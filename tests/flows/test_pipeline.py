@@ -1,7 +1,6 @@
 """The whole loop as a user starts it: finished, run again, killed, fed with damaged files, and on a full disk."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -16,6 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.fixtures.installations import inherit_environment
 from visloop.evaluation.report import check_report, read_report
 from visloop.ids import hash_file, hash_json
 from visloop.records.manifest import read_manifest
@@ -49,8 +49,7 @@ class Place:
         return [sys.executable, "-m", f"flows.{flow}", *SMOKE, *places, *overrides]
 
     def start(self, command: list[str]) -> "subprocess.Popen[bytes]":
-        foreign = ("PREFECT_", "HYDRA_", "MLFLOW_", "DVC_", "VISLOOP_")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        environment = inherit_environment()
         environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "PREFECT_HOME": str(self.folder / "prefect")}
         environment |= {"PREFECT_API_URL": self.server} if self.server else {}
         # Not a pipe: a Prefect server that outlives a killed flow would hold it open.
