@@ -82,7 +82,7 @@ def answer_systems(config: Config, layout: Layout, *, reasoners: Sequence[Reason
 
     def answer(samples: Sequence[Sample]) -> list[list[Prediction]]:
         """Every system's answers to a part of the questions."""
-        exam = replace(make_exam(config, layout), samples=samples)
+        exam = make_exam(config, layout, samples)
         asked = {sample.id for sample in samples}
         models = _OnDemand(lazies)
         sampled: list[ReasoningPath] | None = None

@@ -1,7 +1,7 @@
 """Examining models: questions are cut into parts of a fixed size, which the worker processes share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ class Examined:
     predictions: list[Prediction]
 
 
-def make_exam(config: Config, layout: Layout, *, split: Split = "test") -> Exam:
-    """The questions of a split and the conditions, the same for every model."""
+def make_exam(config: Config, layout: Layout, samples: Sequence[Sample]) -> Exam:
+    """Questions and the conditions, the same for every model."""
     return Exam(
-        samples=read_split(layout, split),
+        samples=samples,
         prompts=PromptSet(config.prompts),
         answer=config.answer,
         sampled=config.rounds.sampling,
@@ -71,8 +71,8 @@ class Examination:
 
     def run(self) -> Examined:
         """Write the chains and measure them."""
-        exam = make_exam(self.config, self.layout, split=self.split)
-        with Jobs(self._run_part, cut_parts(exam.samples), workers=self.config.workers, resources=self.resources) as jobs:
+        samples = read_split(self.layout, self.split)
+        with Jobs(self._run_part, cut_parts(samples), workers=self.config.workers, resources=self.resources) as jobs:
             parts = jobs.take_all()
         found = Examined([], [], [])
         for part in parts:
@@ -82,7 +82,7 @@ class Examination:
         return found
 
     def _run_part(self, samples: Sequence[Sample]) -> Examined:
-        exam = replace(make_exam(self.config, self.layout, split=self.split), samples=samples)
+        exam = make_exam(self.config, self.layout, samples)
         greedy = write_chains(exam, model=self.chat.get())
         sampled = write_chains(exam, model=self.chat.get(), count=self.count, sampled=True)
         scorer = self.judges.open_scorer()

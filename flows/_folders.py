@@ -99,18 +99,14 @@ class StageFolder:
 
     def has_leftovers(self, key: str) -> bool:
         """Whether work on ``key`` is left beside the outputs, or what is left belongs to no key: a crash came after they were in place."""
-        if not self._key_file.is_file():
-            return self.stage_dir.is_dir()
-        return self._key_file.read_text() == key
+        return self._is_work_on(key) or (self.stage_dir.is_dir() and not self._key_file.is_file())
 
     def remove_leftovers(self) -> None:
         """Remove the work in progress; the caller holds the lock and the outputs are in place.
 
         The key goes after what it names: killed in between, the next run still finds whose the rest is.
         """
-        for path in (self.build, self._receipts, self.scratch):
-            if path.exists():
-                shutil.rmtree(path)
+        self._remove_work()
         if self.stage_dir.exists():
             shutil.rmtree(self.stage_dir)
 
@@ -130,11 +126,9 @@ class StageFolder:
         Shards of a finished folder with the same key whose bytes are intact are taken over, so that only damaged ones are
         made again. Files that a kill left half-written go.
         """
-        if not (self._key_file.is_file() and self._key_file.read_text() == key):
+        if not self._is_work_on(key):
             self._key_file.unlink(missing_ok=True)  # first: what is half removed must be nobody's to continue
-            for path in (self.build, self._receipts, self.scratch):
-                if path.exists():
-                    shutil.rmtree(path)
+            self._remove_work()
             write_text(self._key_file, key)
         self.build.mkdir(exist_ok=True)
         self._receipts.mkdir(exist_ok=True)
@@ -147,6 +141,14 @@ class StageFolder:
                 if name not in damaged:
                     self.write_receipt(name, Receipt(manifest.files[name], counts))
                     os.replace(self.folder / name, self.build / name)
+
+    def _is_work_on(self, key: str) -> bool:
+        return self._key_file.is_file() and self._key_file.read_text() == key
+
+    def _remove_work(self) -> None:
+        for path in (self.build, self._receipts, self.scratch):
+            if path.exists():
+                shutil.rmtree(path)
 
     def discard_build(self) -> None:
         """Empty ``build``: for work that cannot continue from what a killed run left."""

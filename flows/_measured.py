@@ -70,8 +70,10 @@ def find_measured(candidate: Candidate) -> list[Measured]:
 def _hash_subject(candidate: Candidate) -> dict[str, str]:
     """The inputs by which an examination names the version: of a cycle its two pools, whose bytes do not depend on how long anything took.
     Empty where the version's folder is gone or holds another version by now."""
-    if candidate.stage is None or candidate.name != POOLS:
-        return {} if candidate.stage is None else {"model": candidate.stage}
+    if candidate.stage is None:
+        return {}
+    if candidate.name != POOLS:
+        return {"model": candidate.stage}
     folder = candidate.folder
     if folder is None or not folder.is_dir() or hash_input(folder) != candidate.stage:
         return {}
