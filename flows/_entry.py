@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from flows._environment import PROJECT_ROOT, set_hub_offline
-from flows._servers import stop_orphaned_servers
+from flows._servers import prepare_database, stop_orphaned_servers
 from flows._streams import keep_streams
 from visloop.config import Backend, ChatConfig, Config
 from visloop.errors import ConfigError, VisloopError
@@ -216,6 +216,7 @@ class _Job:
             set_hub_offline(local=not needs_hub(config))
             for server in stop_orphaned_servers():
                 _log.warning("stopped process %d, the Prefect server of a flow that was killed", server)
+            prepare_database()
             name = name_run(self.flow_function.fn.__name__)
             return self.flow_function.with_options(flow_run_name=lambda: name)(to_plain(config))
         except VisloopError as error:

@@ -7,16 +7,24 @@ out, it would run on, hold the database and answer nobody.
 import json
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
+
+from visloop.errors import DataError
 
 OWNER = "VISLOOP_SERVER_OWNER"
 """Set by ``set_environment`` to the id of the flow's process; a server inherits it."""
 
 ADDRESS_FILE = "prefect.toml"
 _ADDRESS_HEAD = "# Written by `make server`, removed by `make stop`: where the `prefect` command finds this project's server.\n"
+
+_DATABASE_ADDRESSES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+"""Prefect's variables, present and older name, by which a user puts its database elsewhere."""
 
 _CLOCK_SLACK = 2.0
 """Seconds by which two readings of one process's start may differ: the clock may be set meanwhile."""
@@ -116,6 +124,32 @@ def choose_server() -> None:
         os.environ["PREFECT_API_URL"] = f"{record.url}/api"
     elif is_address_file(Path(ADDRESS_FILE)):
         os.environ["PREFECT_API_URL"] = ""
+
+
+def prepare_database() -> None:
+    """Make Prefect's own SQLite database where this PREFECT_HOME has none and a temporary server will want one.
+
+    Two flows that are started at once would each let their server make it, and break each other's. It is made aside and put in place
+    whole, so that a database which is there is never half made.
+
+    Raises:
+        DataError: it cannot be made; Prefect's own words are given.
+    """
+    if any(os.environ.get(name) for name in ("PREFECT_API_URL", *_DATABASE_ADDRESSES)):
+        return
+    home = Path(os.environ["PREFECT_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    database, aside = home / "prefect.db", home / "prefect.db.new"
+    with FileLock(home / ".initialise.lock"):
+        if database.exists():
+            return
+        aside.unlink(missing_ok=True)  # a kill left it half made
+        environment = {**os.environ, _DATABASE_ADDRESSES[0]: f"sqlite+aiosqlite:///{aside.resolve()}"}
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DataError(f"Prefect's database {database} cannot be made: {done.stderr.strip()[-500:]}")
+        os.replace(aside, database)
 
 
 def write_address_file(folder: Path, *, url: str) -> None:

@@ -3,9 +3,11 @@
 import os
 import re
 import runpy
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from flows._entry import compose_config, run_flow, to_plain
 from flows._environment import DEFAULTS, TELEMETRY_OFF, set_environment, set_hub_offline
 from flows._servers import OWNER, stop_orphaned_servers
 from flows._summary import reset_stage_rows, stage_rows
+from tests.fixtures.installations import inherit_environment
+from visloop.ids import hash_file
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -276,3 +280,22 @@ def test_telemetry_is_off_and_the_user_is_heard(monkeypatch: pytest.MonkeyPatch)
     assert "HF_HUB_OFFLINE" not in os.environ
     set_hub_offline(local=True)
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.slow
+def test_flows_that_start_at_once_share_a_new_prefect_database(tmp_path: Path) -> None:
+    """Their servers would both migrate the empty database and break each other; what a kill left half made is no hindrance."""
+    (tmp_path / "prefect.db.new").write_text("half made")
+    code = "from flows._servers import prepare_database; prepare_database()"
+    environment = {**inherit_environment(), "PREFECT_HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    pair = [subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in pair] == [("", 0)] * 2
+    made = hash_file(tmp_path / "prefect.db")
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as database:
+        assert database.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+        assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (0,)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert hash_file(tmp_path / "prefect.db") == made and {path.name for path in tmp_path.iterdir()} == {"prefect.db", ".initialise.lock"}
+    elsewhere = environment | {"PREFECT_HOME": str(tmp_path / "other"), "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+    subprocess.run([sys.executable, "-c", code], env=elsewhere, check=True)
+    assert not (tmp_path / "other").exists(), "a standing server has a database of its own"
