@@ -28,7 +28,7 @@ from visloop.tools.detectors import make_detector
 from visloop.tools.handed_answers import CallableAnswerer
 from visloop.tools.painters import make_painter
 from visloop.tools.prompt_pool import LearnedPrompt, PromptPool, load_pool, save_pool
-from visloop.tools.segmenters import CONCEPTS, make_segmenter
+from visloop.tools.segmenters import make_segmenter
 from visloop.tools.validated_tuning import tune_prompts
 from visloop.tools.values import Box, VisualObject
 
@@ -87,11 +87,11 @@ def make_call(tool, name: str, *, concept: str = "star", index: int = 0, size: t
     box = Box(left=4, top=6, right=20, bottom=24)
     arguments = {
         "LOC": {"image": image, "object": concept},
-        "SEG": {"image": image, CONCEPTS: concept},
+        "SEG": {"image": image},
         "VQA": {"image": image, "question": f"what shape is the {concept} ?"},
         "REPLACE": {"image": image, "object": (VisualObject(box=box),), "prompt": concept},
     }[tool.owner]
-    return ToolCall(tool=tool.owner, arguments=arguments)
+    return ToolCall(tool=tool.owner, arguments=arguments, concepts=(concept,) if tool.owner == "SEG" else ())
 
 
 def show(result) -> object:

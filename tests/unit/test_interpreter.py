@@ -18,6 +18,7 @@ BOX1=LOC(image=IMAGE0,object='kite')
 ANSWER0=COUNT(box=BOX1)
 ANSWER1=EVAL(expr="'yes' if {ANSWER0} > 0 else 'no'")
 FINAL_RESULT=RESULT(var=ANSWER1)"""
+BLURRED = "OBJ0=SEG(image=IMAGE)\nIMAGE0=BGBLUR(image=IMAGE,object=OBJ0)\nFINAL_RESULT=RESULT(var=IMAGE0)"
 ASK = "ANSWER0=VQA(image=IMAGE,question='What is this?')\nFINAL_RESULT=RESULT(var=ANSWER0)"
 
 
@@ -52,6 +53,27 @@ def test_a_program_runs_to_its_result_and_keeps_every_value() -> None:
     assert tools.calls[1].arguments == {"image": execution.values["IMAGE"], "box": boxes["boat"]}
     assert execution.steps[2].call is tools.calls[2] and execution.program is not None
     assert execution.steps[3].statement is execution.program.statements[3]
+
+
+def test_a_tool_without_words_is_told_what_later_steps_ask_of_its_result() -> None:
+    tools = make_tools(
+        SELECT=(make_object(),), LIST=("pug", "poodle"), CLASSIFY=(make_object(),), REPLACE=make_image(4), BGBLUR=make_image(4)
+    )
+    select = """OBJ0=SEG(image=IMAGE)
+    OBJ1=SELECT(image=IMAGE,object=OBJ0,query='old sofa, lamp',category=None)
+    OBJ2=SELECT(image=IMAGE,object=OBJ1,query='grey')
+    IMAGE0=REPLACE(image=IMAGE,object=OBJ2,prompt='a star')
+    FINAL_RESULT=RESULT(var=IMAGE0)"""
+    classify = """LIST0=LIST(query='dogs',max=2)
+    OBJ0=SEG(image=IMAGE)
+    OBJ1=CLASSIFY(image=IMAGE,object=OBJ0,categories=LIST0)
+    IMAGE0=TAG(image=IMAGE,object=OBJ1)
+    FINAL_RESULT=RESULT(var=IMAGE0)"""
+    jobs = [make_job(select, kind="editing"), make_job(classify, kind="tagging"), make_job(BLURRED, kind="editing")]
+    run_programs(jobs, tools=tools)
+    told = [call.concepts for call in tools.calls if call.tool == "SEG"]
+    assert sorted(told) == [(), ("old sofa, lamp", "grey"), ("pug", "poodle")]
+    assert not any(call.concepts for call in tools.calls if call.tool != "SEG"), "the others have an argument that says it"
 
 
 def test_texts_are_filled_in_once_and_expressions_are_not() -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.fixtures.scripted_assistant import World, make_seed_pools
 from tests.fixtures.scripted_chat import ScriptedChat, broken, cut
-from visloop.assistant.cases import Case, find_concept_step, match_answer
+from visloop.assistant.cases import Case, match_answer
 from visloop.assistant.critique_replies import read_critique, read_culprit, read_inferred_answer, read_names, read_step_check
+from visloop.assistant.data_flow import find_concept_step
 from visloop.assistant.grammar import parse_program
 from visloop.assistant.inference import ChatInference, ChatNegatives
 from visloop.assistant.reflection import ChatCritic
@@ -117,6 +118,8 @@ def test_concepts_come_from_the_syntax_tree() -> None:
     assert steps == [2, 2, 3, None], "SEG has to know what the SELECT behind it asks for"
     lonely = parse_program("OBJ0=SEG(image=IMAGE)\nIMAGE0=BGBLUR(image=IMAGE,object=OBJ0)\nR=RESULT(var=IMAGE0)")
     assert find_concept_step(lonely, 1, find_signature=find_signature) is None
+    painted = parse_program("OBJ0=SEG(image=IMAGE)\nIMAGE0=REPLACE(image=IMAGE,object=OBJ0,prompt='star')\nR=RESULT(var=IMAGE0)")
+    assert find_concept_step(painted, 1, find_signature=find_signature) is None, "a star is painted, none has to be found"
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,20 @@
 """A failed run as critics see it, what its program says about each step, and when a result counts as right."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from visloop.answers import normalize_answer, read_boolean, read_number
+from visloop.assistant.data_flow import FindSignature, find_concept_step, list_references, read_words
 from visloop.assistant.interpreter import Execution
-from visloop.assistant.program import Literal as Constant
-from visloop.assistant.program import Program, Reference, Statement
+from visloop.assistant.program import Program, Statement
 from visloop.records.assistant import Critique, Feedback, Trace
-from visloop.tools.base import ToolRunner, ToolSignature
+from visloop.tools.base import ToolRunner
 from visloop.tools.values import Value
 
 ReflectionGrain = Literal["interrupt", "global", "local"]
-FindSignature = Callable[[str], ToolSignature | None]
 Judge = Callable[[Execution, Feedback], bool | None]
 """Whether the result of a re-run would be accepted, by what the feedback told; None where it does not tell."""
-
-_PLACEHOLDER = re.compile(r"\{\s*(\w+)\s*\}")
 
 ANSWERED_LATER: Final = "VQA"
 """The tool whose concept is the answer that it should have given: only learning finds it out (CLOVA 3.4)."""
@@ -58,34 +54,6 @@ def find_statement(program: Program | None, step: int | None) -> Statement | Non
     return program.statements[step - 1]
 
 
-def list_references(statement: Statement) -> tuple[str, ...]:
-    """Variables that a statement reads: arguments first, then placeholders ``{VAR}`` of its texts, in order."""
-    names = [value.name for _, value in statement.arguments if isinstance(value, Reference)]
-    for _, value in statement.arguments:
-        if isinstance(value, Constant) and isinstance(value.value, str):
-            names += _PLACEHOLDER.findall(value.value)
-    return tuple(dict.fromkeys(names))
-
-
-def find_concept_step(program: Program, step: int, *, find_signature: FindSignature) -> int | None:
-    """The step whose argument says what the tool of ``step`` has to know: the step itself, or, for a tool without words (SEG), the
-    first later one that works on its result and names a concept (SELECT); None for a tool that learns nothing."""
-    statement = program.statements[step - 1]
-    signature = find_signature(statement.tool)
-    if signature is None or signature.concept is None:
-        return None
-    if signature.concept:
-        return step
-    derived = {statement.variable}
-    for number, later in enumerate(program.statements[step:], start=step + 1):
-        if derived & set(list_references(later)):
-            named = find_signature(later.tool)
-            if named is not None and named.concept:
-                return number
-            derived.add(later.variable)
-    return None
-
-
 def read_concept(execution: Execution, step: int, *, find_signature: FindSignature) -> str | None:
     """The words of the concept argument behind a step, from the syntax tree; None where it names none, and for VQA."""
     program = execution.program
@@ -95,15 +63,7 @@ def read_concept(execution: Execution, step: int, *, find_signature: FindSignatu
         return None
     signature = find_signature(statement.tool)
     argument = statement.find_argument(signature.concept) if signature and signature.concept else None
-    value: Value | None = None
-    if isinstance(argument, Constant):
-        value = argument.value
-    elif isinstance(argument, Reference):
-        value = execution.values.get(argument.name)
-    if isinstance(value, tuple):
-        words = [entry for entry in value if isinstance(entry, str)]
-        return ", ".join(words) or None
-    return str(value).strip() or None if isinstance(value, str) else None
+    return ", ".join(read_words(argument, execution.values)) or None
 
 
 def is_tool_fault_possible(program: Program | None, step: int | None, *, find_signature: FindSignature) -> bool:

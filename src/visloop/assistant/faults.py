@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from visloop.answers import read_boolean, read_number
-from visloop.assistant.cases import Case, FindSignature, list_learnable_steps, list_references
+from visloop.assistant.cases import Case, list_learnable_steps
+from visloop.assistant.data_flow import FindSignature, list_references
 from visloop.assistant.grammar import format_program
 from visloop.assistant.interpreter import Execution, Job, run_programs, run_substitutions
 from visloop.assistant.program import Argument, Program, Reference, Statement

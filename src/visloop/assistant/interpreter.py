@@ -13,6 +13,7 @@ from PIL import Image
 
 from visloop.assistant.binding import TypedValue, bind_call, read_results, read_value
 from visloop.assistant.checks import RESULT_TOOL, check_program
+from visloop.assistant.data_flow import list_asked_words
 from visloop.assistant.grammar import ProgramSyntaxError, parse_program
 from visloop.assistant.program import Program, Reference, Statement
 from visloop.errors import DataError, ProgramError, ToolError
@@ -171,9 +172,18 @@ class _Run:
             self._fail("program_error", str(error), self._open_step(None))
             return None
         if call.tool != RESULT_TOOL:
-            return call
+            return self._tell_words(call)
         self.take_result(call, ToolResult(value=call.arguments["var"]), seconds=0.0)
         return None
+
+    def _tell_words(self, call: ToolCall) -> ToolCall:
+        """The call, for a tool that learns and is given no words, with what later steps ask of its result."""
+        if self._signature.concept != "":
+            return call
+        assert self._program is not None
+        values = {name: typed.value for name, typed in self._values.items()}
+        step = len(self._steps) + 1
+        return replace(call, concepts=list_asked_words(self._program, step, find_signature=self._tools.find_signature, values=values))
 
     def take_result(self, call: ToolCall, result: ToolResult, *, seconds: float) -> None:
         """Add what the call of the present step gave."""

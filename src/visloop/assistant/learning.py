@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeGuard
 
-from visloop.assistant.cases import ANSWERED_LATER, Case, find_concept_step
+from visloop.assistant.cases import ANSWERED_LATER, Case
+from visloop.assistant.data_flow import find_concept_step
 from visloop.assistant.material import TeachingSources, TuningPlan, collect_instances, find_shortage, fit_examples, is_word, make_inferred
 from visloop.errors import DataError, ModelError, ToolError, TrainingError
 from visloop.ids import seed_for

@@ -13,7 +13,8 @@ from typing import Final
 from PIL import Image
 
 from visloop.answers import normalize_answer, read_boolean, read_number
-from visloop.assistant.cases import Case, FindSignature, Judge, find_statement, list_learnable_steps, list_references
+from visloop.assistant.cases import Case, Judge, find_statement, list_learnable_steps
+from visloop.assistant.data_flow import FindSignature, list_references
 from visloop.assistant.interpreter import run_substitutions
 from visloop.assistant.program import Literal as Constant
 from visloop.assistant.program import Reference, Statement

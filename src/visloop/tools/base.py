@@ -51,11 +51,13 @@ class ToolSignature:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
     """One call with checked arguments. ``variables`` are the values behind the placeholders of template arguments: their texts are
-    already filled in, except for EVAL, which computes with the values themselves."""
+    already filled in, except for EVAL, which computes with the values themselves. ``concepts`` is what later steps ask of the result,
+    where the tool learns and has no argument for words (SEG)."""
 
     tool: str
     arguments: Mapping[str, Value | None]
     variables: Mapping[str, Value] = field(default_factory=dict)
+    concepts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

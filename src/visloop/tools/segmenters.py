@@ -21,8 +21,6 @@ from visloop.tools.signatures import SIGNATURES
 from visloop.tools.validated_tuning import Learned, Pictures, find_asked, split_concepts, tune_prompts
 from visloop.tools.values import Mask, Objects, VisualObject
 
-CONCEPTS: Final = "concepts"
-"""Argument of a SEG call, beside its signature, that holds what later steps ask for (a text or a list): SEG itself is given no words."""
 _KINDS: Final = {RegionBackend.maskformer: ("maskformer", "mask2former"), RegionBackend.clipseg: ("clipseg",)}
 
 
@@ -66,7 +64,7 @@ class Segmenter:
         return Segmenter(self.mounted, self._model, config=self.config, pool=pool, root=self.root)
 
     def list_concepts(self, call: ToolCall) -> tuple[str, ...]:
-        """Words of what later steps ask for, where the call says it (``CONCEPTS``)."""
+        """Words of what later steps ask for."""
         return tuple(dict.fromkeys(concept for phrase in _list_phrases(call) for concept in split_concepts(phrase)))
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
@@ -186,7 +184,7 @@ class Segmenter:
     def _ask(self, concept: str, instances: Sequence[Instance], pool: PromptPool) -> list[tuple[Objects, Instance]]:
         tool = self.with_pool(pool)
         pictures = {item.image: open_picture(self.root, item.image) for item in instances}
-        calls = [ToolCall(tool="SEG", arguments={"image": picture, CONCEPTS: concept}) for picture in pictures.values()]
+        calls = [ToolCall(tool="SEG", arguments={"image": picture}, concepts=(concept,)) for picture in pictures.values()]
         found = dict(zip(pictures, tool.run(calls), strict=True))
         objects = {
             image: tuple(entry for entry in (result.value or ()) if isinstance(entry, VisualObject))  # type: ignore[union-attr]
@@ -224,9 +222,9 @@ def weigh_inner(feature: Floats, prompts: Sequence[LearnedPrompt], *, most: int)
 
 
 def _list_phrases(call: ToolCall) -> tuple[str, ...]:
-    given = call.arguments.get(CONCEPTS)
-    phrases = given.split(",") if isinstance(given, str) else given if isinstance(given, tuple) else ()
-    return tuple(dict.fromkeys(phrase.strip().lower() for phrase in phrases if isinstance(phrase, str) and phrase.strip()))
+    """Single queries: SELECT takes several, separated by commas."""
+    phrases = [phrase.strip().lower() for words in call.concepts for phrase in words.split(",")]
+    return tuple(dict.fromkeys(phrase for phrase in phrases if phrase))
 
 
 def _cover(first: VisualObject, second: VisualObject) -> float:
