@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from tests.fixtures.tiny_vision import save_clip
+from visloop.chat.weights import resolve_model
+from visloop.config_assistant import RegionBackend, ToolsConfig
 from visloop.embedded.owlvit import (
     OwlRecipe,
     OwlTrainer,
@@ -20,10 +22,12 @@ from visloop.embedded.owlvit import (
     render_pictures,
     stretch_positions,
 )
-from visloop.embedded.owlvit_measure import Judged, average_precision, choose_threshold, judge_boxes, score_f1
+from visloop.embedded.owlvit_measure import Judged, average_precision, choose_threshold, judge_boxes, judge_detector, score_f1
 from visloop.embedded.train_owlvit import train_owlvit
 from visloop.errors import ModelError, TrainingError
 from visloop.scenes.workshop import NOVEL_CONCEPTS
+from visloop.tools.detectors import make_detector
+from visloop.tools.prompt_pool import PromptPool
 from visloop.tools.values import Box
 
 TINY = OwlRecipe(pictures=24, steps=25, batch_size=4, examined=3, least_f1=0.0, learning_rate=3e-3, warmup=5)
@@ -108,6 +112,15 @@ def test_training_lowers_the_loss_and_the_written_model_is_what_is_measured(clip
     assert "pipeline_tag: zero-shot-object-detection" in card and f"{table['all']['to find']:.0f}" in card
     with pytest.raises(TrainingError, match="accepted from"):
         train_owlvit(tmp_path, clip=str(clip), recipe=replace(TINY, steps=1, least_f1=0.9), seed=0, device="cpu", report=lines.append)
+
+
+def test_the_shipped_detector_finds_what_its_card_says():
+    """On scenes that neither the recipe nor the card has drawn."""
+    figures = json.loads((Path(resolve_model("embedded/owlvit")) / "figures.json").read_text())
+    config = ToolsConfig(loc=RegionBackend.owlvit)
+    assert config.detector.threshold == figures["threshold"], "chosen on scenes of its own when the model was trained"
+    judged = judge_detector(make_detector(config, PromptPool()), draw_scenes(40, boxed=0.25, seed=77), list_queries())
+    assert score_f1(list(judged.values()), threshold=config.detector.threshold) == pytest.approx(figures["figures"]["all"]["F1"], abs=0.04)
 
 
 def make_box(left: float, score: float) -> Box:
