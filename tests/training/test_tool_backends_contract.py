@@ -231,7 +231,7 @@ def test_tuning_lowers_the_loss_of_its_instances_and_leaves_the_weights(name, fo
     assert tool.pool.prompts == (), "the given snapshot stays"
 
 
-@pytest.mark.parametrize("name", ["owlvit", "maskformer", "blip", "inpainting"])
+@pytest.mark.parametrize("name", ["owlvit", "maskformer", "inpainting"])  # BLIP: one inferred answer is all it gets
 def test_without_validation_pictures_nothing_is_kept(name, folders, data):
     tool = open_tool(name, folders, data)
     instances, replay = make_instances(data, tool.owner)

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from visloop.assistant.attempts import choose_grain, learn_from_run
-from visloop.assistant.cases import Case, ReflectionGrain
+from visloop.assistant.cases import ANSWERED_LATER, Case, ReflectionGrain
 from visloop.assistant.cycle_state import CycleRecords, CycleState, Pools, open_state
 from visloop.assistant.gate import GateReport, gate_pools
+from visloop.assistant.learning import learns_questions
 from visloop.assistant.lessons import count_votes, make_successes
+from visloop.assistant.material import list_known_questions
 from visloop.assistant.reflection import count_unreadable
 from visloop.assistant.runs import CycleParts, TaskRun, make_case, propose_programs, run_proposals, run_tasks
 from visloop.errors import ConfigError, ReplyError
 from visloop.ids import make_id, seed_for
-from visloop.records.assistant import Critique, Task, UpdateOutcome
+from visloop.records.assistant import Critique, Instance, Task, UpdateOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +38,13 @@ class CycleResult:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """First runs of a batch with the opening pools, and the first critique of each wrong one."""
+    """First runs of a batch with the opening pools, the first critique of each wrong one, and the parts to learn from them with."""
 
     number: int
     opening: Pools
     runs: list[TaskRun]
     critiques: dict[str, Critique]
+    parts: CycleParts
 
 
 class Cycle:
@@ -77,7 +80,7 @@ class Cycle:
             now,
             first=first,
             pools=state.pools,
-            parts=self.parts,
+            parts=batch.parts,
             known=state.known,
             hopeless=state.hopeless,
             cycle=state.cycle,
@@ -94,8 +97,21 @@ class Cycle:
         if self._held is None or self._held.number != number or self._held.opening is not state.opening:
             tasks = self.tasks[number * self.batch : (number + 1) * self.batch]
             runs = run_tasks(tasks, pools=state.opening, parts=self.parts, cycle=state.cycle)
-            self._held = _Batch(number, state.opening, runs, self._criticize(runs, pools=state.opening))
+            critiques = self._criticize(runs, pools=state.opening)
+            self._held = _Batch(number, state.opening, runs, critiques, self._remember_questions(runs))
         return self._held
+
+    def _remember_questions(self, runs: Sequence[TaskRun]) -> CycleParts:
+        """The parts, where VQA learns questions with those that right runs asked as its replay set."""
+        parts, sources = self.parts, self.parts.sources
+        if not learns_questions(parts.tools.find_tool(ANSWERED_LATER)):
+            return parts
+        known = list_known_questions([run.execution for run in runs if run.right], sources=sources, most=parts.plan.negatives)
+
+        def find_replay(tool: str) -> Sequence[Instance]:
+            return known if tool == ANSWERED_LATER else sources.find_replay(tool)
+
+        return replace(parts, sources=replace(sources, find_replay=find_replay))
 
     def _criticize(self, runs: Sequence[TaskRun], *, pools: Pools) -> dict[str, Critique]:
         """The first critiques of the wrong runs, by trace: one batch per grain."""

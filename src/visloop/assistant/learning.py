@@ -5,7 +5,7 @@ learned is a new snapshot of the prompt pool.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self, TypeGuard
 
 from visloop.assistant.cases import ANSWERED_LATER, Case
@@ -52,6 +52,11 @@ def is_learnable(tool: Tool | None) -> TypeGuard[LearnableTool]:
     return tool is not None and tool.signature.learnable and callable(getattr(tool, "tune", None))
 
 
+def learns_questions(tool: Tool | None) -> bool:
+    """Whether a tool is taught by questions with their answers, and not by pictures of a word."""
+    return is_learnable(tool) and bool(getattr(tool, "learns_questions", False))
+
+
 @dataclass(slots=True)
 class _Lesson:
     """What has come of the words so far."""
@@ -81,7 +86,8 @@ def update_tool(
 ) -> ToolUpdate:
     """Teach the blamed tool the words of its call that it is bad at.
 
-    The words come from the call (for SEG, from the later step that asks for them); for VQA the inferred right answer comes first.
+    The words come from the call (for SEG, from the later step that asks for them); for VQA the inferred right answer comes first, and is
+    all that there is for a tool that learns questions.
     A word whose data cannot be had, or whose tuning fails, is passed over with its reason; the others are learned.
 
     Args:
@@ -92,7 +98,8 @@ def update_tool(
     tool = tools.find_tool(tool_name) if tool_name else None
     if call is None or not is_learnable(tool):
         return ToolUpdate(pool=pool, state="no_update", reason=gap or f"{critique.tool or 'the step'} learns nothing")
-    words, answer, inferred, lesson = list(words_of.list_concepts(call)) if words_of else [], None, [], _Lesson(pool)
+    asks, answer, inferred, lesson = learns_questions(tool), None, [], _Lesson(pool)
+    words = list(words_of.list_concepts(call)) if words_of and not asks else []
     if tool_name == ANSWERED_LATER:
         found = sources.inference.infer(case, critique, tools=tools, seed=seed_for(seed, "infer", critique.id))
         answer = found.answer
@@ -100,9 +107,9 @@ def update_tool(
             lesson.reasons.append(found.reason)
         else:
             inferred = make_inferred(case, call, answer, sources=sources)
-            words = [*([answer] if is_word(answer) else []), *words]
+            words = [*([answer] if asks or is_word(answer) else []), *words]
     for word in dict.fromkeys(words):
-        examples = fit_examples(inferred, word, answer=answer)
+        examples = inferred if asks else fit_examples(inferred, word, answer=answer)
         _teach_word(
             word, lesson, tool_name=tool_name, tools=tools, examples=examples, sources=sources, plan=plan, passed_over=passed_over,
             seed=seed, cycle=cycle,
@@ -157,12 +164,15 @@ def _teach_word(
     if not is_learnable(tool):
         return
     key = (tool.owner, word)
-    if key in passed_over:
-        lesson.reasons.append(f"{word!r}: known, or taught without success, earlier in the cycle")
-        return
-    if lesson.pool.find_prompts(tool.owner, word):
-        lesson.reasons.append(f"{word!r}: has prompts already")
-        return
+    if not learns_questions(tool):  # one answer fits many questions, and each is learned by itself
+        if key in passed_over:
+            lesson.reasons.append(f"{word!r}: known, or taught without success, earlier in the cycle")
+            return
+        if lesson.pool.find_prompts(tool.owner, word):
+            lesson.reasons.append(f"{word!r}: has prompts already")
+            return
+    else:
+        sources = replace(sources, providers={})  # pictures of a word without a question teach it nothing
     try:
         instances = collect_instances(word, tool=tool_name, examples=examples, sources=sources, plan=plan, seed=seed)
         shortage = find_shortage(instances, tool=tool_name, plan=plan)

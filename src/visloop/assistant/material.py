@@ -9,12 +9,13 @@ from PIL import Image
 from visloop.answers import read_boolean, read_number
 from visloop.assistant.cases import ANSWERED_LATER, Case
 from visloop.assistant.inference import AnswerInference
+from visloop.assistant.interpreter import Execution
 from visloop.assistant.providers import DataProvider, check_no_leak, split_instances
 from visloop.config_assistant import PromptTuning
 from visloop.datasets.images import store_picture
 from visloop.errors import DataError
 from visloop.ids import make_id, seed_for
-from visloop.records.assistant import Instance
+from visloop.records.assistant import DataSource, Instance
 from visloop.tools.base import ToolCall
 
 
@@ -113,6 +114,28 @@ def find_shortage(instances: Sequence[Instance], *, tool: str, plan: TuningPlan)
 
 
 def make_inferred(case: Case, call: ToolCall, answer: str, *, sources: TeachingSources) -> list[Instance]:
+    """The question of a wrong run with the answer that it should have got; empty where the call holds no picture and question."""
+    task = case.execution.job.task
+    return _make_question(call, answer, sources=sources, source="inference", origin=f"trace {case.trace.id}", licence=task.licence)
+
+
+def list_known_questions(executions: Sequence[Execution], *, sources: TeachingSources, most: int) -> list[Instance]:
+    """Questions of accepted runs with the answers that they got, each once, at most ``most``: what a tool that learns questions must not
+    forget (CLOVA 3.4: correct runs keep known inputs as they are)."""
+    known: dict[str, Instance] = {}
+    for execution in executions:
+        task = execution.job.task
+        for step in execution.steps:
+            if step.statement.tool == ANSWERED_LATER and step.call is not None and isinstance(step.value, str) and len(known) < most:
+                origin = f"task {task.id}"
+                made = _make_question(step.call, step.value, sources=sources, source="accepted", origin=origin, licence=task.licence)
+                known.update((item.id, item) for item in made)
+    return list(known.values())
+
+
+def _make_question(
+    call: ToolCall, answer: str, *, sources: TeachingSources, source: DataSource, origin: str, licence: str
+) -> list[Instance]:
     picture, question = call.arguments.get("image"), call.arguments.get("question")
     if not isinstance(picture, Image.Image) or not isinstance(question, str):
         return []
@@ -120,18 +143,18 @@ def make_inferred(case: Case, call: ToolCall, answer: str, *, sources: TeachingS
     prefix = f"{sources.prefix.rstrip('/')}/" if sources.prefix else ""
     return [
         Instance(
-            id=make_id("instance", "inference", ANSWERED_LATER, question, answer, stored.sha256),
+            id=make_id("instance", source, ANSWERED_LATER, question, answer, stored.sha256),
             tool=ANSWERED_LATER,
             concept=answer,
             image=f"{prefix}{stored.name}",
             positive=True,
             split="train",
-            source="inference",
+            source=source,
             label=answer,
             question=question,
             target=answer,
-            origin=f"trace {case.trace.id}",
-            licence=case.execution.job.task.licence,
+            origin=origin,
+            licence=licence,
         )
     ]
 

@@ -17,13 +17,15 @@ from visloop.records.assistant import Instance, PromptEntry
 from visloop.tools.base import ToolCall, ToolResult, TuningReport
 from visloop.tools.handed_answers import AnswerQuestions, CallableAnswerer, Question, read_calls
 from visloop.tools.mounted import Mounted, mount_model, open_picture, split_batches
-from visloop.tools.prompt_pool import ANCHORS, LearnedPrompt, PromptPool
-from visloop.tools.prompted import blend_prompts, optimize_prompt, start_prompt, to_numpy
+from visloop.tools.prompt_pool import ANCHORS, Floats, LearnedPrompt, PromptPool
+from visloop.tools.prompted import blend_prompts, find_share, optimize_prompt, start_prompt, to_numpy
 from visloop.tools.signatures import SIGNATURES
 from visloop.tools.validated_tuning import Learned, Pictures, split_concepts, tune_prompts
 
 _LONGEST: Final = 10
 """Tokens of an answer (CLOVA's code)."""
+_SCALE: Final = 2.0
+"""Similarity in CLOVA is the sum of two cosines, which is twice the cosine of the joined vector."""
 
 
 def make_answerer(
@@ -68,6 +70,7 @@ class BlipAnswerer:
     owner = "VQA"
     backend = "blip"
     placement = "question_states"
+    learns_questions = True
 
     def __init__(self, mounted: Mounted, *, config: ToolsConfig, pool: PromptPool, root: Path = Path()) -> None:
         self.mounted, self.config, self.pool, self.root = mounted, config, pool, root
@@ -102,8 +105,10 @@ class BlipAnswerer:
         usable = [item for item in instances if item.question and item.target]
         known = [item for item in replay if item.question and item.target]
         with self.mounted.lock:
+            anchors = self._make_anchors(known[::2], cycle=cycle)
+            among = self.pool.add_prompts(anchors, most_per_concept=len(self.pool.prompts) + len(anchors))
             return tune_prompts(
-                self,
+                self.with_pool(among),
                 concept,
                 pool=self.pool,
                 instances=usable,
@@ -111,7 +116,8 @@ class BlipAnswerer:
                 tuning=self._tuning,
                 seed=seed,
                 cycle=cycle,
-                companions=self._make_anchors(known[::2], cycle=cycle),
+                companions=anchors,
+                validate_by_training=True,
             )
 
     @torch.no_grad()
@@ -120,8 +126,7 @@ class BlipAnswerer:
         results = self._decode(states, mask)
         if self._prompts:
             for index, feature in enumerate(features):
-                # Similarity in CLOVA is the sum of two cosines, which is twice the cosine of the joined vector.
-                blended = blend_prompts(self._prompts, to_numpy(feature), tuning=self._tuning, device=self.mounted.device, scale=2.0)
+                blended = blend_prompts(self._prompts, to_numpy(feature), tuning=self._tuning, device=self.mounted.device, scale=_SCALE)
                 if blended and bool(blended[0].any()):
                     own = mask[index].bool()
                     extended = self._extend(states[index : index + 1, own], mask[index : index + 1, own], blended[0])
@@ -186,19 +191,8 @@ class BlipAnswerer:
         with torch.no_grad():
             for item in (item for item, result in right if _says(result, item)):
                 _, _, features = self._encode([(item.question, open_picture(self.root, item.image))])
-                entry = PromptEntry(
-                    id=make_id(self.owner, ANCHORS, self.model_name, Path(item.image).name, item.question),
-                    tool=self.owner,
-                    concept=ANCHORS,
-                    backend=self.backend,
-                    placement=self.placement,
-                    instance_ids=(item.id,),
-                    train_accuracy=1.0,
-                    validation_accuracy=1.0,
-                    base_accuracy=1.0,
-                    base_accuracy_before=1.0,
-                    cycle=cycle,
-                )
+                name = make_id(self.owner, ANCHORS, self.model_name, Path(item.image).name, item.question)
+                entry = self._make_entry(name, ANCHORS, (item.id,), cycle=cycle)
                 blank = np.zeros((self._tuning.tokens, width), dtype=np.float32)
                 anchors.append(LearnedPrompt(entry=entry, feature=to_numpy(features[0]), prompt=blank))
         return anchors
@@ -206,14 +200,22 @@ class BlipAnswerer:
     # What the tuning asks for.
 
     def learn(self, concept: str, *, pictures: Pictures, negatives: Sequence[Instance], seed: int) -> Learned:
-        """One prompt from some questions with answers."""
+        """One prompt from some questions with answers. It is trained as it will be used: in the mean with the pool's prompts."""
         items = [item for picture in pictures for item in picture]
         with torch.no_grad():
             states, mask, features = self._encode([(item.question, open_picture(self.root, item.image)) for item in items])
         inputs, labels = self._write_answers([item.target for item in items])
 
+        feature = to_numpy(normalize(features.mean(dim=0).reshape(2, -1), dim=-1).flatten())
+        width = self.mounted.model.config.text_config.hidden_size
+        first = start_prompt(self._tuning.tokens, width, spread=self._tuning.init_std, seed=seed).to(self.mounted.device)
+        shares, rest = self._find_shares(concept, feature, features, shape=tuple(first.shape))
+
+        def mix(prompt: Tensor) -> Tensor:
+            return shares * prompt + rest
+
         def lose(prompt: Tensor, step: int) -> Tensor:
-            longer, wider = self._extend(states, mask, prompt)
+            longer, wider = self._extend(states, mask, mix(prompt))
             logits = self.mounted.model.text_decoder(
                 input_ids=inputs, encoder_hidden_states=longer, encoder_attention_mask=wider, is_decoder=True
             ).logits
@@ -222,10 +224,9 @@ class BlipAnswerer:
             )
 
         def accuracy(prompt: Tensor) -> float:
-            return _mean([_says(found, item) for found, item in zip(self._decode(*self._extend(states, mask, prompt)), items, strict=True)])
+            found = self._decode(*self._extend(states, mask, mix(prompt)))
+            return _mean([_says(result, item) for result, item in zip(found, items, strict=True)])
 
-        width = self.mounted.model.config.text_config.hidden_size
-        first = start_prompt(self._tuning.tokens, width, spread=self._tuning.init_std, seed=seed).to(self.mounted.device)
         tuned = optimize_prompt(
             first,
             lose,
@@ -234,8 +235,32 @@ class BlipAnswerer:
             fits=lambda prompt: accuracy(prompt) == 1.0,
             check_every=1,  # CLOVA looks at the greedy answer after every step
         )
-        feature = to_numpy(normalize(features.mean(dim=0).reshape(2, -1), dim=-1).flatten())
         return Learned(prompt=to_numpy(tuned.prompt), feature=feature, train_accuracy=accuracy(tuned.prompt))
+
+    def _find_shares(self, concept: str, feature: Floats, features: Tensor, *, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Shares (n, 1, 1) of a new prompt in what each question gets, and the rest (n, tokens, width), which the pool's prompts give."""
+        newcomer = LearnedPrompt(entry=self._make_entry("", concept, ()), feature=feature, prompt=np.zeros(shape, dtype=np.float32))
+        found = [
+            find_share(self._prompts, newcomer, to_numpy(item), tuning=self._tuning, device=self.mounted.device, scale=_SCALE)
+            for item in features
+        ]
+        shares = torch.tensor([share for share, _ in found], device=self.mounted.device)[:, None, None]
+        return shares, torch.stack([rest for _, rest in found])
+
+    def _make_entry(self, name: str, concept: str, sources: tuple[str, ...], *, cycle: int = 0) -> PromptEntry:
+        return PromptEntry(
+            id=name,
+            tool=self.owner,
+            concept=concept,
+            backend=self.backend,
+            placement=self.placement,
+            instance_ids=sources,
+            train_accuracy=1.0,
+            validation_accuracy=1.0,
+            base_accuracy=1.0,
+            base_accuracy_before=1.0,
+            cycle=cycle,
+        )
 
     def _write_answers(self, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Decoder inputs (n, length) and the tokens to be said (n, length), -100 where nothing is."""

@@ -7,7 +7,7 @@ Every ``attach_*`` is a context manager. With ``None`` it registers nothing, so 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -240,6 +240,20 @@ def blend_prompts(
         return None
     weights = np.exp(scale * (np.array([pair[1] for pair in ranked]) - ranked[0][1]) / tuning.temperature)
     return mix_prompts([pair[0] for pair in ranked], weights, device=device)
+
+
+def find_share(
+    prompts: Sequence[LearnedPrompt], newcomer: LearnedPrompt, feature: Floats, *, tuning: PromptTuning, device: torch.device, scale: float
+) -> tuple[float, Tensor]:
+    """What a prompt would be in the mean that ``blend_prompts`` gives: its share (0-1; 0 where it would not take part), and the rest
+    (tokens, width), to which share times prompt is to be added."""
+    shape = newcomer.prompt.shape
+    means = []
+    for value in (0.0, 1.0):
+        probe = replace(newcomer, prompt=np.full(shape, value, dtype=np.float32))
+        blended = blend_prompts((*prompts, probe), feature, tuning=tuning, device=device, scale=scale)
+        means.append(blended[0] if blended else torch.zeros(shape, device=device))
+    return float((means[1] - means[0]).mean()), means[0]
 
 
 def mix_prompts(prompts: Sequence[LearnedPrompt], weights: Any, *, device: torch.device) -> tuple[Tensor, tuple[str, ...]]:

@@ -7,7 +7,7 @@ validates on the training picture, so that it keeps what was only memorized.
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -92,6 +92,7 @@ def tune_prompts(
     seed: int,
     cycle: int,
     companions: Sequence[LearnedPrompt] = (),
+    validate_by_training: bool = False,
 ) -> TuningReport:
     """Learn up to ``tuning.prompts`` prompts, each from other pictures, and keep those that prove themselves.
 
@@ -101,9 +102,13 @@ def tune_prompts(
 
     Args:
         companions: prompts that go into the pool together with the first kept one (VQA's anchors).
+        validate_by_training: where nothing is there to validate with, what was learned from decides (VQA: there is one inferred answer;
+            the proof is the program's next run, CLOVA 3.4).
     """
     started = time.perf_counter()
     shares = share_instances(instances, replay=replay, tuning=tuning, seed=seed_for(seed, "pictures", concept))
+    if validate_by_training and not shares.positives:
+        shares = replace(shares, positives=tuple(item for picture in shares.pictures for item in picture))
     before = learner.measure(concept, shares.positives, pool=pool) if shares.positives else 0.0
     base_before = learner.measure_base(concept, shares.base, pool=pool) if shares.base else 1.0
     if not shares.pictures or not shares.positives:
