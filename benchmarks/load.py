@@ -25,7 +25,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -157,29 +156,30 @@ def _stop_worker(folder: Path) -> None:
 
 
 def _schedule(port: int, *, runs: int, limit: int) -> dict[str, Any]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60) as client:
-        deployment = client.get("/deployments/name/generation/embedded").json()["id"]
+    import flows  # noqa: F401  # its environment comes before Prefect
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    with SyncPrefectClient(f"http://127.0.0.1:{port}/api") as client:
+        deployment = client.read_deployment_by_name("generation/embedded")
         started = time.time()
-        wanted = {"state": {"type": "SCHEDULED"}, "parameters": {"overrides": list(SHORT)}}
-        made = [client.post(f"/deployments/{deployment}/create_flow_run", json=wanted).json()["id"] for _ in range(runs)]
+        made = [client.create_flow_run_from_deployment(deployment.id, parameters={"overrides": list(SHORT)}).id for _ in range(runs)]
         while True:
-            found = client.post("/flow_runs/filter", json={"flow_runs": {"id": {"any_": made}}, "limit": 200}).json()
-            if all(run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") for run in found):
+            found = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=made)))
+            if all(run.state is not None and run.state.is_final() for run in found):
                 break
             time.sleep(0.5)
-    ends = [datetime.fromisoformat(run["end_time"]).timestamp() for run in found]
+    ends = [run.end_time.timestamp() for run in found if run.end_time]
     delays = sorted(
-        datetime.fromisoformat(run["start_time"]).timestamp() - datetime.fromisoformat(run["expected_start_time"]).timestamp()
-        for run in found
-        if run["start_time"]
+        (run.start_time - run.expected_start_time).total_seconds() for run in found if run.start_time and run.expected_start_time
     )
     return {
         "runs": runs,
         "runs_per_minute": round(60 * runs / (max(ends) - started), 2),
-        "seconds_per_run": describe([run["total_run_time"] for run in found]),
+        "seconds_per_run": describe([run.total_run_time.total_seconds() for run in found]),
         "delay": describe(delays),
         "delay_first": round(statistics.mean(delays[:limit]), 2),
-        "errors": sum(run["state_type"] != "COMPLETED" for run in found),
+        "errors": sum(run.state is None or not run.state.is_completed() for run in found),
     }
 
 
