@@ -30,6 +30,8 @@ from typing import Any
 
 import httpx
 
+import flows  # noqa: F401  # its environment comes before Prefect and MLflow
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
 PEOPLE, LIMITS, PROCESSES = (1, 2, 4, 8), (1, 2), (1, 2, 4)
@@ -156,7 +158,6 @@ def _stop_worker(folder: Path) -> None:
 
 
 def _schedule(port: int, *, runs: int, limit: int) -> dict[str, Any]:
-    import flows  # noqa: F401  # its environment comes before Prefect
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
