@@ -1,5 +1,6 @@
 """LOC, SEG, SELECT, FILTER and CLASSIFY on proposed regions that a CLIP names word by word (CLOVA 3.2, 3.4)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -24,7 +25,7 @@ CHANCE = 0.5
 """Confidence is multiplied by it where a word is unknown: whether it fits is a guess."""
 
 
-class ClipTool:
+class ClipTool(ABC):
     """What the tools have in common. A subclass says which regions a call is about, and answers from the view of them."""
 
     owner = OWNER
@@ -68,13 +69,13 @@ class ClipTool:
         """The regions that a call is about."""
         return self.engine.propose(take_image(call))
 
+    @abstractmethod
     def answer(self, call: ToolCall, view: View) -> ToolResult:
         """The result of one call.
 
         Raises:
             ToolError: the call's words are not understood.
         """
-        raise NotImplementedError
 
     def list_concepts(self, call: ToolCall) -> tuple[str, ...]:
         """The words of the call's concept argument that prompts can be learned for, in order."""
