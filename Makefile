@@ -123,9 +123,11 @@ fuzz: $(INSTALLED) ## 100,000 random and hostile programs through parser, checks
 	@$(RUN) -m tests.fuzz_programs $(ARGS)
 
 .PHONY: base
-base: $(INSTALLED) ## train the embedded models from nothing and write their model cards (minutes to an hour)
+base: $(INSTALLED) ## train the embedded models from nothing and write their model cards (an hour or two; it goes on where it stopped)
 	@$(RUN) -m visloop.embedded.train --out .embedded $(ARGS)
-	cp -r .embedded/base .embedded/judge src/visloop/embedded/weights/
+	@$(RUN) -m visloop.embedded.train_clip --out .embedded
+	@$(RUN) -m visloop.embedded.train_owlvit --out .embedded --clip .embedded/clip
+	cp -r .embedded/base .embedded/judge .embedded/clip .embedded/owlvit src/visloop/embedded/weights/
 
 .PHONY: bench
 bench: $(INSTALLED) ## speed and memory against named baselines; results in benchmarks/results
