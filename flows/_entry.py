@@ -251,6 +251,10 @@ def _report(error: VisloopError) -> None:
     console.print(f"Set {FULL_ERROR}=1 for the traceback.", style="dim")
 
 
+_FOR_THE_FILE = ("FutureWarning:", "DeprecationWarning:", "A worker stopped while some jobs were given to the executor")
+"""What libraries mean to change, and loky's word that it replaced a process whose models and caches made it grow by 300 MB."""
+
+
 class _ConsoleFilter(logging.Filter):
     """Keeps Prefect's progress lines, the tracebacks of expected errors and libraries' plans off the terminal; the log file has them."""
 
@@ -258,7 +262,7 @@ class _ConsoleFilter(logging.Filter):
         if record.name.startswith("prefect"):
             expected = record.exc_info is not None and isinstance(record.exc_info[1], VisloopError)
             return record.levelno >= logging.WARNING and not (expected and os.environ.get(FULL_ERROR) != "1")
-        return record.name != "py.warnings" or not any(kind in record.getMessage() for kind in ("FutureWarning:", "DeprecationWarning:"))
+        return record.name != "py.warnings" or not any(words in record.getMessage() for words in _FOR_THE_FILE)
 
 
 def _quiet_logs() -> None:

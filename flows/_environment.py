@@ -26,6 +26,8 @@ DEFAULTS = {
     # Without a standing server each process starts its own; that takes 15-35 s on two busy cores, and the default limit is 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
+    # No flow uses Prefect's blocks; two temporary servers that write them down at once would break each other's start.
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     # The run's own log lines and the table of stages are for the terminal; Prefect's go to its database and to the log file.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
