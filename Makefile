@@ -123,15 +123,15 @@ fuzz: $(INSTALLED) ## 100,000 random and hostile programs through parser, checks
 	@$(RUN) -m tests.fuzz_programs $(ARGS)
 
 .PHONY: base
-base: $(INSTALLED) ## train the embedded models from nothing and write their model cards (an hour or two; it goes on where it stopped)
-	@$(RUN) -m visloop.embedded.train --out .embedded $(ARGS)
-	@$(RUN) -m visloop.embedded.train_clip --out .embedded
-	@$(RUN) -m visloop.embedded.train_owlvit --out .embedded --clip .embedded/clip
+base: $(INSTALLED) ## train the embedded models from nothing and write their model cards (an hour or two; finished ones are kept; SEED=0)
+	@$(RUN) -m visloop.embedded.train --out .embedded --seed $(SEED)
+	@$(RUN) -m visloop.embedded.train_clip --out .embedded --seed $(SEED)
+	@$(RUN) -m visloop.embedded.train_owlvit --out .embedded --clip .embedded/clip --seed $(SEED)
 	cp -r .embedded/base .embedded/judge .embedded/clip .embedded/owlvit src/visloop/embedded/weights/
 
 .PHONY: bench
 bench: $(INSTALLED) ## speed and memory against named baselines; results in benchmarks/results
-	@for script in benchmarks/[a-z]*.py; do $(RUN) "$$script"; done
+	@for script in benchmarks/[a-z]*.py; do $(RUN) -m "benchmarks.$$(basename "$$script" .py)"; done
 
 .PHONY: ui
 ui: $(INSTALLED) ## MLflow's pages on http://127.0.0.1:5000 (UI_PORT=...)

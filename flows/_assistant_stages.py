@@ -219,7 +219,7 @@ def play_cycle(
                 "counts": result.counts,
                 "gate": asdict(result.gate),
                 "known": sorted(result.known),
-                "concepts": {owner: list(result.pools.prompts.list_concepts(owner)) for owner in ("CLIP", "PASTE")},
+                "concepts": result.pools.prompts.list_learned(),
                 "demonstrations": len(result.pools.demonstrations.entries),
                 "prompts": len(result.pools.prompts.prompts),
                 "pools": {"demonstrations": result.pools.demonstrations.hash, "prompts": result.pools.prompts.hash},

@@ -16,7 +16,7 @@ from visloop.assistant.checks import check_program
 from visloop.assistant.grammar import parse_program
 from visloop.errors import ProgramError
 from visloop.records.assistant import Demonstration, Instance, PromptEntry
-from visloop.tools.prompt_pool import ANCHORS
+from visloop.tools.prompt_pool import ANCHORS, QUESTION_STATES
 
 _SLACK = 1e-9
 
@@ -67,12 +67,11 @@ def _check_box(instance: Instance, pictures: PictureCheck) -> str:
 
 
 def _check_label(instance: Instance) -> str:
-    """A positive shows its concept. The label of an inferred instance is the right answer to a question with the concept in it: the
-    picture shows the concept unless the answer denies it."""
+    """A positive shows its concept. The label of an inferred instance is the right answer to a question: it is the concept itself, or the
+    question holds the concept, and the picture shows it unless the answer denies it."""
+    shows = fold_text(instance.label) == fold_text(instance.concept)
     if instance.source == "inference":
-        shows = read_boolean(instance.label) is not False
-    else:
-        shows = fold_text(instance.label) == fold_text(instance.concept)
+        shows = shows or read_boolean(instance.label) is not False
     kind = "positive" if instance.positive else "negative"
     return OK if shows == instance.positive else f"a {kind} of {instance.concept!r} is labelled {instance.label!r}"
 
@@ -137,7 +136,7 @@ def _describe_prompt(
         "tensors": _check_tensors(entry, tensors),
         "concept_count": (
             OK
-            if count <= tuning.max_prompts or entry.concept == ANCHORS
+            if count <= tuning.max_prompts or entry.concept == ANCHORS or entry.placement == QUESTION_STATES
             else f"{count} prompts of {entry.tool} for {entry.concept!r}, allowed {tuning.max_prompts}"
         ),
     }

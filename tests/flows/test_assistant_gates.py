@@ -431,6 +431,8 @@ def test_what_is_right_in_an_unusual_way_passes(data: Path, context: AssistantCo
         make_instance(2, positive=False, label="hexagon"),
         make_instance(3, id="c", source="inference", concept="teal", label="yes", box=None),
         make_instance(3, id="d", source="inference", concept="grid", label="no", positive=False),
+        make_instance(3, id="e", source="inference", concept="no", label="no", box=None),
+        make_instance(3, id="f", source="accepted", concept="no", label="no", box=None),
         make_instance(4, source="image_search", licence="by 4.0", origin="https://example.org/1"),
         make_instance(5, image="pictures/t0.png"),  # a train task's picture
     ]

@@ -99,10 +99,12 @@ def test_one_inferred_answer_is_learned_and_known_questions_keep_theirs(tmp_path
     world = BlipWorld(tmp_path)
     result = run(world, blip, "red", "blue", "red", "blue", "star", "red", "blue")
     assert [(item.state, item.solved) for item in result.records.outcomes] == [("kept", True)], result.records.outcomes
-    [shown] = result.records.instances
+    [shown] = [item for item in result.records.instances if item.source == "inference"]
     assert (shown.source, shown.question, shown.target) == ("inference", "what color is the thing ?", "star")
     prompts = result.pools.prompts
     assert set(prompts.list_concepts("VQA")) == {ANCHORS, "star"}
+    anchored = {name for prompt in prompts.prompts if prompt.entry.concept == ANCHORS for name in prompt.entry.instance_ids}
+    assert anchored == {item.id for item in result.records.instances if item.source == "accepted"}, "an anchor says what it was made of"
     assert world.provider.asked == [], "pictures without a question are of no use"
     later = run(BlipWorld(tmp_path), blip, "red", "blue", "red", "blue", "star", pools=result.pools)
     assert later.counts["right_at_first"] == 5, "what was taught is known, and so is what was known before"

@@ -14,7 +14,7 @@ from tests.fixtures.tiny_vision import BUILDERS, SIDE, make_instances
 from tests.training.test_tool_backends_contract import TUNING, make_config
 from visloop.config_assistant import DetectionLoss, PromptTuning
 from visloop.errors import ModelError, TrainingError
-from visloop.records.assistant import PromptEntry
+from visloop.records.assistant import Instance, PromptEntry
 from visloop.tools.answerers import make_answerer
 from visloop.tools.base import ToolCall
 from visloop.tools.detection_loss import assign_boxes, compute_focal, generalized_overlap, match_picture, to_corners
@@ -27,6 +27,7 @@ from visloop.tools.prompted import (
     attach_memory,
     attach_tokens,
     blend_prompts,
+    find_share,
     mix_prompts,
     optimize_prompt,
 )
@@ -274,6 +275,30 @@ def test_weights_of_vqas_ensemble_and_its_floor():
     strict = replace(tuning, min_similarity=0.9)
     assert blend_prompts(prompts, np.array([1, 0], np.float32), tuning=strict, device=torch.device("cpu"))[1] == ("0",)
     assert blend_prompts(prompts[2:], np.array([1, 0], np.float32), tuning=strict, device=torch.device("cpu")) is None
+
+
+def test_the_share_of_a_new_prompt_is_that_of_the_mean_which_uses_it():
+    prompts = [make_prompt(str(index), feature=[np.cos(a), np.sin(a)], prompt=[[float(index + 2)]]) for index, a in enumerate((0.3, 0.6))]
+    newcomer = make_prompt("new", feature=[1, 0], prompt=[[7.0]])
+    cpu, asked = torch.device("cpu"), np.array([np.cos(0.2), np.sin(0.2)], np.float32)
+    for most, alone in ((3, False), (1, True)):
+        tuning = PromptTuning(ensemble=most, temperature=0.5)
+        share, rest = find_share(prompts, newcomer, asked, tuning=tuning, device=cpu, scale=2.0)
+        mixed, _ = blend_prompts((*prompts, newcomer), asked, tuning=tuning, device=cpu, scale=2.0)
+        assert float(share * 7.0 + rest) == pytest.approx(float(mixed), rel=1e-5)
+        assert (share == 0.0) == alone, "two others are more like the question"
+
+
+def test_single_questions_validate_themselves_and_share_pictures_with_known_ones():
+    shown = {"image": "a.png", "tool": "VQA", "positive": True, "split": "train", "source": "inference"}
+    lesson = Instance(id="q", concept="yes", question="is it red ?", target="yes", **shown)
+    known = Instance(id="k", concept="blue", question="what color ?", target="blue", **shown)
+    alone = share_instances([lesson], replay=[known], tuning=PromptTuning(), seed=0, lone_questions=True)
+    assert (alone.pictures, alone.positives, alone.base) == (((lesson,),), (lesson,), (known,))
+    same = share_instances([lesson], replay=[replace(known, question=lesson.question)], tuning=PromptTuning(), seed=0, lone_questions=True)
+    assert not same.pictures, "what is kept cannot be changed"
+    by_picture = share_instances([lesson], replay=[known], tuning=PromptTuning(), seed=0)
+    assert not by_picture.pictures and not by_picture.positives
 
 
 def test_weights_of_selects_ensemble():

@@ -70,6 +70,16 @@ def test_a_tool_without_words_is_told_what_later_steps_ask_of_its_result() -> No
     IMAGE0=TAG(image=IMAGE,object=OBJ1)
     FINAL_RESULT=RESULT(var=IMAGE0)"""
     jobs = [make_job(select, kind="editing"), make_job(classify, kind="tagging"), make_job(BLURRED, kind="editing")]
+    two = """OBJ0=SEG(image=IMAGE)
+    OBJ1=SELECT(image=IMAGE,object=OBJ0,query='cat')
+    IMAGE0=REPLACE(image=IMAGE,object=OBJ1,prompt='a dog')
+    OBJ2=SEG(image=IMAGE0)
+    OBJ3=SELECT(image=IMAGE0,object=OBJ2,query='lamp')
+    IMAGE1=BGBLUR(image=IMAGE0,object=OBJ3)
+    FINAL_RESULT=RESULT(var=IMAGE1)"""
+    run_programs([make_job(two, kind="editing")], tools=tools)
+    assert [call.concepts for call in tools.calls if call.tool == "SEG"] == [("cat",), ("lamp",)], "another picture has other regions"
+    tools.batches.clear()
     run_programs(jobs, tools=tools)
     told = [call.concepts for call in tools.calls if call.tool == "SEG"]
     assert sorted(told) == [(), ("old sofa, lamp", "grey"), ("pug", "poodle")]

@@ -8,6 +8,7 @@ with what earlier ones taught.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from visloop.assistant.attempts import choose_grain, learn_from_run
 from visloop.assistant.cases import ANSWERED_LATER, Case, ReflectionGrain
@@ -15,7 +16,7 @@ from visloop.assistant.cycle_state import CycleRecords, CycleState, Pools, open_
 from visloop.assistant.gate import GateReport, gate_pools
 from visloop.assistant.learning import learns_questions
 from visloop.assistant.lessons import count_votes, make_successes
-from visloop.assistant.material import list_known_questions
+from visloop.assistant.material import MOST_KNOWN_QUESTIONS, list_known_questions
 from visloop.assistant.reflection import count_unreadable
 from visloop.assistant.runs import CycleParts, TaskRun, make_case, propose_programs, run_proposals, run_tasks
 from visloop.errors import ConfigError, ReplyError
@@ -102,14 +103,20 @@ class Cycle:
         return self._held
 
     def _remember_questions(self, runs: Sequence[TaskRun]) -> CycleParts:
-        """The parts, where VQA learns questions with those that right runs asked as its replay set."""
+        """The parts, where a VQA that learns questions has those that right runs asked as its replay set.
+
+        Nothing is loaded or stored for it before VQA is taught.
+        """
         parts, sources = self.parts, self.parts.sources
-        if not learns_questions(parts.tools.find_tool(ANSWERED_LATER)):
-            return parts
-        known = list_known_questions([run.execution for run in runs if run.right], sources=sources, most=parts.plan.negatives)
+
+        @cache
+        def list_known() -> tuple[Instance, ...]:
+            right = [run.execution for run in runs if run.right]
+            return tuple(list_known_questions(right, sources=sources, most=MOST_KNOWN_QUESTIONS))
 
         def find_replay(tool: str) -> Sequence[Instance]:
-            return known if tool == ANSWERED_LATER else sources.find_replay(tool)
+            asks = tool == ANSWERED_LATER and learns_questions(parts.tools.find_tool(tool))
+            return list_known() if asks else sources.find_replay(tool)
 
         return replace(parts, sources=replace(sources, find_replay=find_replay))
 

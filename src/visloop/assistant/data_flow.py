@@ -55,6 +55,7 @@ def _find_askers(program: Program, step: int, *, find_signature: FindSignature) 
     for number, later in enumerate(program.statements[step:], start=step + 1):
         if derived & set(list_references(later)):
             signature = find_signature(later.tool)
-            if signature is not None and signature.concept and signature.returns in _REGIONS:
-                yield number
-            derived.add(later.variable)
+            if signature is not None and signature.returns in _REGIONS:  # a picture made of regions has others
+                if signature.concept:
+                    yield number
+                derived.add(later.variable)

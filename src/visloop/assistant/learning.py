@@ -54,7 +54,7 @@ def is_learnable(tool: Tool | None) -> TypeGuard[LearnableTool]:
 
 def learns_questions(tool: Tool | None) -> bool:
     """Whether a tool is taught by questions with their answers, and not by pictures of a word."""
-    return is_learnable(tool) and bool(getattr(tool, "learns_questions", False))
+    return is_learnable(tool) and tool.learns_questions
 
 
 @dataclass(slots=True)
@@ -180,19 +180,29 @@ def _teach_word(
             lesson.states.append("no_data")
             lesson.reasons.append(f"{word!r}: {shortage}")
             return
-        report = tool.tune(
-            word, instances=instances, replay=sources.find_replay(tool_name), seed=seed_for(seed, "tune", tool.owner, word), cycle=cycle
-        )
+        replay = sources.find_replay(tool_name)
+        report = tool.tune(word, instances=instances, replay=replay, seed=seed_for(seed, "tune", tool.owner, word), cycle=cycle)
     except (DataError, TrainingError, ToolError, ModelError) as error:
         lesson.states.append("no_data" if isinstance(error, DataError) else "refused")
         lesson.reasons.append(f"{word!r}: {error}")
         return
-    _take_report(word, key, report, lesson, instances=instances, plan=plan)
+    if tool.learns_questions:  # anchors name the accepted questions that they were made of
+        named = {name for prompt in report.pool.prompts for name in prompt.entry.instance_ids}
+        instances = [*instances, *(item for item in replay if item.id in named)]
+    _take_report(word, key, report, lesson, instances=instances, plan=plan, alone=tool.learns_questions)
 
 
 def _take_report(
-    word: str, key: tuple[str, str], report: TuningReport, lesson: _Lesson, *, instances: Sequence[Instance], plan: TuningPlan
+    word: str,
+    key: tuple[str, str],
+    report: TuningReport,
+    lesson: _Lesson,
+    *,
+    instances: Sequence[Instance],
+    plan: TuningPlan,
+    alone: bool,
 ) -> None:
+    """``alone``: what was learned is one question, which validated itself."""
     lesson.metrics.update(
         {
             f"{word}/validation_before": report.validation_before,
@@ -203,13 +213,14 @@ def _take_report(
         }
     )
     lesson.instances += instances
-    has_validation = any(instance.positive and instance.split == "validation" for instance in instances)
+    has_validation = not alone and any(instance.positive and instance.split == "validation" for instance in instances)
     if has_validation and report.validation_before >= plan.known_at:
         lesson.known.add(key)
         lesson.states.append("no_update")
         lesson.reasons.append(f"{word!r}: known already ({report.validation_before:.2f} of the validation instances)")
     elif not report.kept:
-        lesson.hopeless.add(key)
+        if not alone:
+            lesson.hopeless.add(key)
         lesson.states.append("refused")
         lesson.reasons.append(f"{word!r}: {report.reason or 'no prompt passed'}")
     else:
@@ -217,4 +228,5 @@ def _take_report(
         lesson.kept += report.kept
         lesson.concepts.append(word)
         lesson.states.append("kept")
-        lesson.reasons.append(f"{word!r}: {report.validation_before:.2f} -> {report.validation_after:.2f} of the validation instances")
+        judged = "its own question" if alone else "the validation instances"
+        lesson.reasons.append(f"{word!r}: {report.validation_before:.2f} -> {report.validation_after:.2f} of {judged}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from PIL import Image
 
@@ -17,6 +18,9 @@ from visloop.errors import DataError
 from visloop.ids import make_id, seed_for
 from visloop.records.assistant import DataSource, Instance
 from visloop.tools.base import ToolCall
+
+MOST_KNOWN_QUESTIONS: Final = 80
+"""Questions of a batch's accepted runs that a lesson of VQA must not cost: half of them become anchors, half are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

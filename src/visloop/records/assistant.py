@@ -28,7 +28,7 @@ Provenance = Literal["seed", "accepted", "repaired", "failed"]
 """``seed``: shipped. ``accepted``: the first run was right. ``repaired``: right after an update. ``failed``: what was wrong."""
 InstanceSplit = Literal["train", "validation"]
 DataSource = Literal["inference", "accepted", "open_vocabulary", "image_search"]
-"""The paper's three ways to collect data for a tool (CLOVA 3.4)."""
+"""The paper's three ways to collect data for a tool (CLOVA 3.4), and ``accepted``: what an accepted run asked, to be kept."""
 UpdateKind = Literal["plan_demonstration", "program_demonstration", "prompt"]
 UpdateState = Literal["kept", "refused", "rolled_back", "no_data", "no_update"]
 

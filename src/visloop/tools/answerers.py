@@ -17,7 +17,7 @@ from visloop.records.assistant import Instance, PromptEntry
 from visloop.tools.base import ToolCall, ToolResult, TuningReport
 from visloop.tools.handed_answers import AnswerQuestions, CallableAnswerer, Question, read_calls
 from visloop.tools.mounted import Mounted, mount_model, open_picture, split_batches
-from visloop.tools.prompt_pool import ANCHORS, Floats, LearnedPrompt, PromptPool
+from visloop.tools.prompt_pool import ANCHORS, QUESTION_STATES, Floats, LearnedPrompt, PromptPool
 from visloop.tools.prompted import blend_prompts, find_share, optimize_prompt, start_prompt, to_numpy
 from visloop.tools.signatures import SIGNATURES
 from visloop.tools.validated_tuning import Learned, Pictures, split_concepts, tune_prompts
@@ -69,7 +69,7 @@ class BlipAnswerer:
     signature = SIGNATURES["VQA"]
     owner = "VQA"
     backend = "blip"
-    placement = "question_states"
+    placement = QUESTION_STATES
     learns_questions = True
 
     def __init__(self, mounted: Mounted, *, config: ToolsConfig, pool: PromptPool, root: Path = Path()) -> None:
@@ -117,7 +117,7 @@ class BlipAnswerer:
                 seed=seed,
                 cycle=cycle,
                 companions=anchors,
-                validate_by_training=True,
+                lone_questions=True,
             )
 
     @torch.no_grad()

@@ -98,11 +98,12 @@ class TuningReport:
 class LearnableTool(Tool, Protocol):
     """A tool whose weights stay frozen and whose prompts can be learned. With an empty pool it gives exactly its plain outputs.
 
-    ``owner`` is the name under which its prompts lie in the pool: tools that share a model and a placement share their prompts. A tool
-    that is taught by questions with their answers, and not by pictures of a word (BLIP), has ``learns_questions = True``.
+    ``owner`` is the name under which its prompts lie in the pool: tools that share a model and a placement share their prompts.
+    ``learns_questions``: it is taught by questions with their answers (BLIP), and not by pictures of a word.
     """
 
     owner: str
+    learns_questions: bool
     pool: PromptPool
 
     def list_concepts(self, call: ToolCall) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ class ClipTool(ABC):
     """What the tools have in common. A subclass says which regions a call is about, and answers from the view of them."""
 
     owner = OWNER
+    learns_questions = False
 
     def __init__(self, name: str, engine: ClipEngine, pool: PromptPool) -> None:
         self.signature = SIGNATURES[name]

@@ -87,6 +87,7 @@ class Detector:
 
     signature = SIGNATURES["LOC"]
     owner = "LOC"
+    learns_questions = False
     backend = "owlvit"
     placement = "visual_tokens"
 

@@ -34,6 +34,7 @@ class CallableAnswerer:
 
     signature = SIGNATURES["VQA"]
     owner = "VQA"
+    learns_questions = False
 
     def __init__(self, answer: AnswerQuestions, *, pool: PromptPool) -> None:
         self._answer, self.pool = answer, pool

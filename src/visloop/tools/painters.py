@@ -63,6 +63,7 @@ class Painter:
 
     signature = SIGNATURES["REPLACE"]
     owner = "REPLACE"
+    learns_questions = False
     backend = "diffusion"
     placement = "word"
 

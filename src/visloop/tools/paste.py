@@ -59,6 +59,7 @@ class PasteTool:
     """
 
     owner = OWNER
+    learns_questions = False
 
     def __init__(self, engine: ClipEngine, pool: PromptPool, exemplars: Mapping[str, Exemplar]) -> None:
         self.signature = SIGNATURES["REPLACE"]

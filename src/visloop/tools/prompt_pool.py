@@ -21,6 +21,8 @@ from visloop.records.shards import read_shard, write_shard
 ENTRIES_NAME, TENSORS_NAME = "prompts.jsonl", "prompts.safetensors"
 ANCHORS: Final = "(anchors)"
 """The concept under which the zero prompts of questions that were right already lie in the pool: as many as there are questions."""
+QUESTION_STATES: Final = "question_states"
+"""The placement of prompts of single questions: an answer has as many as there were questions for it."""
 Floats = NDArray[np.float32]
 
 
@@ -58,6 +60,11 @@ class PromptPool:
     def list_concepts(self, tool: str) -> tuple[str, ...]:
         """Concepts that have prompts for a tool, sorted."""
         return tuple(sorted(concept for owner, concept in self._index if owner == tool))
+
+    def list_learned(self) -> dict[str, list[str]]:
+        """What was learned, by the owner of the prompts; anchors are no words."""
+        owners = sorted({owner for owner, _ in self._index})
+        return {owner: [concept for concept in self.list_concepts(owner) if concept != ANCHORS] for owner in owners}
 
     def add_prompts(self, prompts: Iterable[LearnedPrompt], *, most_per_concept: int) -> "PromptPool":
         """A pool with these as well. A prompt whose id is there already is not added twice; a concept keeps the

@@ -53,6 +53,7 @@ class Segmenter:
 
     signature = SIGNATURES["SEG"]
     owner = "SEG"
+    learns_questions = False
 
     def __init__(self, mounted: Mounted, model: MaskModel, *, config: ToolsConfig, pool: PromptPool, root: Path = Path()) -> None:
         self.mounted, self.config, self.pool, self.root = mounted, config, pool, root

@@ -1,13 +1,14 @@
 """Training-validation prompt tuning, the part that no model needs: who learns from what, and what is kept (CLOVA 3.4).
 
 Every picture of the training instances belongs to one prompt. A picture that validates is never learned from: the released code
-validates on the training picture, so that it keeps what was only memorized.
+validates on the training picture, so that it keeps what was only memorized. The exception is a question with its one inferred answer
+(``lone_questions``), for which nothing else is there; the next run of its program validates it.
 """
 
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -63,20 +64,33 @@ class Shares:
     base: tuple[Instance, ...]
 
 
-def share_instances(instances: Sequence[Instance], *, replay: Sequence[Instance], tuning: PromptTuning, seed: int) -> Shares:
-    """Divide instances by split; a picture of the validation split or of the replay set is taken out of the training."""
-    held = {item.image for item in instances if item.split == "validation"} | {item.image for item in replay}
-    train = [item for item in instances if item.split == "train" and item.image not in held]
+def share_instances(
+    instances: Sequence[Instance], *, replay: Sequence[Instance], tuning: PromptTuning, seed: int, lone_questions: bool = False
+) -> Shares:
+    """Divide instances by split; a picture of the validation split or of the replay set is taken out of the training.
+
+    With ``lone_questions`` it is a question about a picture that is taken out, and what is learned from validates where nothing else does.
+    """
+
+    def key(item: Instance) -> tuple[str, str]:
+        return item.image, item.question if lone_questions else ""
+
+    held = {key(item) for item in (*(item for item in instances if item.split == "validation"), *replay)}
+    train = [item for item in instances if item.split == "train" and key(item) not in held]
     groups: dict[str, list[Instance]] = {}
     for item in sorted((item for item in train if item.positive), key=lambda item: item.id):
         groups.setdefault(item.image, []).append(item)
     pictures = [tuple(group) for _, group in sorted(groups.items())]
     random.Random(seed).shuffle(pictures)
     validation = [item for item in instances if item.split == "validation"]
+    learned = tuple(pictures[: tuning.instances])
+    positives = tuple(item for item in validation if item.positive)[: tuning.validation]
+    if lone_questions and not positives:
+        positives = tuple(item for picture in learned for item in picture)
     return Shares(
-        pictures=tuple(pictures[: tuning.instances]),
+        pictures=learned,
         negatives=tuple(item for item in train if not item.positive)[: tuning.negatives],
-        positives=tuple(item for item in validation if item.positive)[: tuning.validation],
+        positives=positives,
         base=(*(item for item in validation if not item.positive), *replay),
     )
 
@@ -92,7 +106,7 @@ def tune_prompts(
     seed: int,
     cycle: int,
     companions: Sequence[LearnedPrompt] = (),
-    validate_by_training: bool = False,
+    lone_questions: bool = False,
 ) -> TuningReport:
     """Learn up to ``tuning.prompts`` prompts, each from other pictures, and keep those that prove themselves.
 
@@ -102,20 +116,21 @@ def tune_prompts(
 
     Args:
         companions: prompts that go into the pool together with the first kept one (VQA's anchors).
-        validate_by_training: where nothing is there to validate with, what was learned from decides (VQA: there is one inferred answer;
-            the proof is the program's next run, CLOVA 3.4).
+        lone_questions: what is learned are single questions, each with a prompt of its own beside the others of its answer, without a
+            limit (VQA, CLOVA 3.4: there is one inferred answer, and the proof is the program's next run).
     """
     started = time.perf_counter()
-    shares = share_instances(instances, replay=replay, tuning=tuning, seed=seed_for(seed, "pictures", concept))
-    if validate_by_training and not shares.positives:
-        shares = replace(shares, positives=tuple(item for picture in shares.pictures for item in picture))
+    shares = share_instances(
+        instances, replay=replay, tuning=tuning, seed=seed_for(seed, "pictures", concept), lone_questions=lone_questions
+    )
+    most = len(pool.prompts) + tuning.prompts if lone_questions else tuning.max_prompts
     before = learner.measure(concept, shares.positives, pool=pool) if shares.positives else 0.0
     base_before = learner.measure_base(concept, shares.base, pool=pool) if shares.base else 1.0
     if not shares.pictures or not shares.positives:
         reason = "nothing to learn from: no positive train picture" if not shares.pictures else "no positive validation instance"
         return _report(pool, (), 0, f"{reason}, of {len(instances)} instances", (before, before), (base_before, base_before), started)
 
-    rest = pool.drop_prompts(prompt.entry.id for prompt in pool.find_prompts(learner.owner, concept))
+    rest = pool if lone_questions else pool.drop_prompts(prompt.entry.id for prompt in pool.find_prompts(learner.owner, concept))
     kept: list[LearnedPrompt] = []
     folds = min(tuning.prompts, len(shares.pictures))
     best = 0.0
@@ -123,7 +138,7 @@ def tune_prompts(
         pictures = shares.pictures[fold::folds]
         learned = learner.learn(concept, pictures=pictures, negatives=shares.negatives, seed=seed_for(seed, concept, fold))
         prompt = _make_prompt(learner, concept, learned, pictures, tuning=tuning, seed=seed, cycle=cycle)
-        alone = _add(rest, [prompt], companions, tuning)
+        alone = _add(rest, [prompt], companions, most=most)
         right = learner.measure(concept, shares.positives, pool=alone)
         best = max(best, right)
         if tuning.min_validation > 0 and right < max(tuning.min_validation, before):
@@ -135,7 +150,7 @@ def tune_prompts(
 
     kept.sort(key=lambda prompt: -prompt.entry.validation_accuracy)
     while kept:
-        joined = _add(pool, kept, companions, tuning)
+        joined = _add(pool, kept, companions, most=most)
         after = learner.measure(concept, shares.positives, pool=joined)
         base_after = learner.measure_base(concept, shares.base, pool=joined) if shares.base else 1.0
         if tuning.min_validation <= 0 or (base_after >= base_before - tuning.max_base_drop and after >= before):
@@ -199,9 +214,9 @@ def _with_figures(prompt: LearnedPrompt, *, validation: float, base: float, base
     return LearnedPrompt(entry=PromptEntry(**(asdict(entry) | figures)), feature=prompt.feature, prompt=prompt.prompt)
 
 
-def _add(pool: PromptPool, prompts: Sequence[LearnedPrompt], companions: Sequence[LearnedPrompt], tuning: PromptTuning) -> PromptPool:
+def _add(pool: PromptPool, prompts: Sequence[LearnedPrompt], companions: Sequence[LearnedPrompt], *, most: int) -> PromptPool:
     joined = pool.add_prompts(companions, most_per_concept=len(pool.prompts) + len(companions)) if companions else pool
-    return joined.add_prompts(prompts, most_per_concept=tuning.max_prompts)
+    return joined.add_prompts(prompts, most_per_concept=most)
 
 
 def _report(
