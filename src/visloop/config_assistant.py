@@ -160,7 +160,7 @@ class ToolsConfig:
     replace: ReplaceBackend = ReplaceBackend.paste
     names: ListBackend = ListBackend.facts
     clip: VisionConfig = field(default_factory=VisionConfig)
-    detector: VisionConfig = field(default_factory=lambda: VisionConfig(model="embedded/owlvit", threshold=0.42))
+    detector: VisionConfig = field(default_factory=lambda: VisionConfig(model="embedded/owlvit", threshold=0.38))
     segmenter: VisionConfig = field(default_factory=lambda: VisionConfig(model="facebook/maskformer-swin-base-coco"))
     answerer: VisionConfig = field(default_factory=lambda: VisionConfig(model="Salesforce/blip-vqa-capfilt-large"))
     painter: VisionConfig = field(default_factory=lambda: VisionConfig(model="stable-diffusion-v1-5/stable-diffusion-inpainting"))

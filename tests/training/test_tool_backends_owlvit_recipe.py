@@ -1,6 +1,7 @@
 """The recipe of the embedded detector at a size of seconds: its data, its start, its loss, its measures, and what it writes."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from visloop.embedded.owlvit import (
     OwlRecipe,
     OwlTrainer,
     build_owlvit,
+    combine_words,
     draw_scenes,
     list_queries,
     render_pictures,
     stretch_positions,
 )
-from visloop.embedded.owlvit_measure import Judged, average_precision, choose_threshold, judge_boxes, judge_detector, score_f1
+from visloop.embedded.owlvit_measure import Judged, average_precision, choose_threshold, draw_pairs, judge_boxes, judge_detector, score_f1
 from visloop.embedded.train_owlvit import train_owlvit
 from visloop.errors import ModelError, TrainingError
 from visloop.scenes.workshop import NOVEL_CONCEPTS
@@ -119,8 +121,19 @@ def test_the_shipped_detector_finds_what_its_card_says():
     figures = json.loads((Path(resolve_model("embedded/owlvit")) / "figures.json").read_text())
     config = ToolsConfig(loc=RegionBackend.owlvit)
     assert config.detector.threshold == figures["threshold"], "chosen on scenes of its own when the model was trained"
-    judged = judge_detector(make_detector(config, PromptPool()), draw_scenes(40, boxed=0.25, seed=77), list_queries())
+    scenes = draw_scenes(40, boxed=0.25, seed=77)
+    judged = judge_detector(make_detector(config, PromptPool()), scenes, (*list_queries(), *draw_pairs(scenes, seed=77)))
     assert score_f1(list(judged.values()), threshold=config.detector.threshold) == pytest.approx(figures["figures"]["all"]["F1"], abs=0.04)
+
+
+def test_two_words_of_an_object_are_asked_in_their_order():
+    words = ("striped", "red", "circle")
+    drawn = {combine_words(words, random.Random(seed)) for seed in range(40)}
+    assert drawn == {"striped red", "striped circle", "red circle"}
+    scenes = draw_scenes(5, boxed=0.0, seed=3)
+    shown = [{entry.pattern, entry.color, entry.shape} for scene, _ in scenes for entry in scene.boxes[0]]
+    pairs = draw_pairs(scenes, seed=1)
+    assert pairs and all(any(set(pair.split()) <= words for words in shown) for pair in pairs)
 
 
 def make_box(left: float, score: float) -> Box:

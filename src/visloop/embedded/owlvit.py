@@ -50,7 +50,7 @@ class OwlRecipe:
     weight_decay: float = 0.02
     warmup: int = 100
     down: float = 0.5
-    combined: int = 3
+    combined: int = 12
     loss: DetectionLoss = field(default_factory=lambda: DetectionLoss(alpha=0.5, gamma=2.0, box_weight=3.0))
     image_size: int = 96
     examined: int = 150
@@ -233,7 +233,7 @@ class OwlTrainer:
         for step in range(recipe.steps):
             rows = rng.sample(range(len(pictures)), recipe.batch_size)
             shown = [words for row in rows for words in pictures.words[row]]
-            combined = [" ".join(words[1:]) for words in rng.choices(shown, k=recipe.combined)]
+            combined = [combine_words(words, rng) for words in rng.choices(shown, k=recipe.combined)]
             focal, box = self.compute_loss(pictures, rows, [*singles, *combined])
             optimizer.zero_grad()
             (focal + box).backward()  # type: ignore[no-untyped-call]
@@ -250,6 +250,11 @@ class OwlTrainer:
         output = self.model.owlvit.get_text_features(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"])
         features: Tensor = output.pooler_output[None]
         return features
+
+
+def combine_words(words: Sequence[str], rng: random.Random) -> str:
+    """A query of two of an object's words, in their order: "striped circle", "red circle", "striped red"."""
+    return " ".join(words[at] for at in sorted(rng.sample(range(len(words)), 2)))
 
 
 def _fits(query: str, words: Sequence[str]) -> bool:

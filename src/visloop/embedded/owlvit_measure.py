@@ -1,10 +1,12 @@
 """How well a detector finds named objects in drawn pictures: average precision and F1, through the tool that runs it."""
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from visloop.embedded.owlvit import GROUPS, combine_words
 from visloop.scenes.pictures import render_scene
 from visloop.scenes.regions import locate_objects
 from visloop.scenes.workshop import NOUN
@@ -15,6 +17,8 @@ from visloop.tools.values import Box, overlap_ratio
 
 FOUND = 0.5
 """Intersection over union from which a box is right."""
+PAIRS = 30
+"""Queries of two words that a detector is measured with, at most."""
 _LOWEST = 0.02
 
 
@@ -58,6 +62,13 @@ def score_f1(judged: Sequence[Judged], *, threshold: float) -> float:
     return 2 * hits / max(1, sum(kept) + sum(entry.wanted for entry in judged))
 
 
+def draw_pairs(scenes: Sequence[tuple[Scene, StyledWorld]], *, seed: int) -> tuple[str, ...]:
+    """Up to ``PAIRS`` queries of two words, each of which fits an object of the scenes."""
+    rng = random.Random(seed)
+    shown = [tuple(getattr(entry, group) for group in GROUPS) for scene, _ in scenes for entry in scene.boxes[0]]
+    return tuple(dict.fromkeys(combine_words(words, rng) for words in rng.choices(shown, k=PAIRS)))
+
+
 def judge_detector(detector: Detector, scenes: Sequence[tuple[Scene, StyledWorld]], queries: Sequence[str]) -> dict[str, Judged]:
     """Every query asked of every scene's picture."""
     config = replace(detector.config, detector=replace(detector.config.detector, threshold=_LOWEST))
@@ -72,7 +83,7 @@ def judge_detector(detector: Detector, scenes: Sequence[tuple[Scene, StyledWorld
             [
                 Box(left=entry.box[0], top=entry.box[1], right=entry.box[2], bottom=entry.box[3])
                 for entry in objects
-                if query == NOUN or query in (entry.entry.shape, entry.entry.color, entry.entry.pattern)
+                if query == NOUN or set(query.split()) <= {entry.entry.shape, entry.entry.color, entry.entry.pattern}
             ]
             for objects in located
         ]

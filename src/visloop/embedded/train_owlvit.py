@@ -17,7 +17,7 @@ from visloop.config_assistant import RegionBackend, ToolsConfig, VisionConfig
 from visloop.embedded.card import CardFacts, write_card
 from visloop.embedded.checkpoints import save_shipped
 from visloop.embedded.owlvit import GROUPS, OwlRecipe, OwlTrainer, build_owlvit, draw_scenes, list_queries, render_pictures
-from visloop.embedded.owlvit_measure import average_precision, choose_threshold, judge_detector, score_f1
+from visloop.embedded.owlvit_measure import average_precision, choose_threshold, draw_pairs, judge_detector, score_f1
 from visloop.embedded.schedule import Report
 from visloop.embedded.train import report_line
 from visloop.errors import ModelError, TrainingError
@@ -37,6 +37,10 @@ def train_owlvit(out: Path, *, clip: str, recipe: OwlRecipe, seed: int, device: 
         ModelError: no CLIP in ``clip``.
         TrainingError: the written model does not reach ``recipe.least_f1``.
     """
+    folder = out / "owlvit"
+    if (found := _read_finished(folder, recipe=recipe, seed=seed)) is not None:
+        report(f"owlvit: {folder} is finished with this recipe and seed")
+        return found
     source, started = resolve_model(clip), time.process_time()
     try:
         tower, processor = CLIPModel.from_pretrained(source, dtype=torch.float32), CLIPProcessor.from_pretrained(source)
@@ -47,10 +51,10 @@ def train_owlvit(out: Path, *, clip: str, recipe: OwlRecipe, seed: int, device: 
     model, reader = build_owlvit(tower, processor, image_size=recipe.image_size, seed=seed)
     OwlTrainer(model, reader, recipe=recipe, device=device).train(pictures, seed=seed, report=report)
     minutes = (time.process_time() - started) / 60
-    folder = out / "owlvit"
     change = save_shipped(model.cpu(), reader, folder)  # type: ignore[arg-type]
     table, threshold = measure_owlvit(folder, recipe=recipe)
-    (folder / "figures.json").write_text(json.dumps({"recipe": asdict(recipe), "threshold": threshold, "figures": table}, indent=1) + "\n")
+    written = {"recipe": asdict(recipe), "seed": seed, "threshold": threshold, "figures": table}
+    (folder / "figures.json").write_text(json.dumps(written, indent=1) + "\n")
     facts = CardFacts(
         title="visloop embedded detector",
         purpose=(
@@ -82,16 +86,28 @@ def train_owlvit(out: Path, *, clip: str, recipe: OwlRecipe, seed: int, device: 
     return table
 
 
+def _read_finished(folder: Path, *, recipe: OwlRecipe, seed: int) -> Table | None:
+    """The figures of a written model, if it has a card and this recipe and seed made it."""
+    figures = folder / "figures.json"
+    if not figures.is_file() or not (folder / "README.md").is_file():
+        return None
+    written = json.loads(figures.read_text())
+    table: Table = written["figures"]
+    return table if (written["recipe"], written.get("seed")) == (asdict(recipe), seed) else None
+
+
 def measure_owlvit(folder: Path, *, recipe: OwlRecipe) -> tuple[Table, float]:
     """AP50 and F1 of a written model by kind of word, and the threshold, which was chosen on other scenes."""
     config = ToolsConfig(loc=RegionBackend.owlvit, detector=VisionConfig(model=str(folder), device="cpu", batch_size=64))
     detector, queries = make_detector(config, PromptPool()), list_queries()
     tuned = draw_scenes(max(1, recipe.examined // 3), boxed=recipe.boxed, seed=CALIBRATION_SEED)
-    threshold = choose_threshold(judge_detector(detector, tuned, queries))
-    judged = judge_detector(detector, draw_scenes(recipe.examined, boxed=recipe.boxed, seed=EXAMINED_SEED), queries)
+    examined = draw_scenes(recipe.examined, boxed=recipe.boxed, seed=EXAMINED_SEED)
+    threshold = choose_threshold(judge_detector(detector, tuned, (*queries, *draw_pairs(tuned, seed=CALIBRATION_SEED))))
+    pairs = draw_pairs(examined, seed=EXAMINED_SEED)
+    judged = judge_detector(detector, examined, (*queries, *pairs))
     kinds: dict[str, tuple[str, ...]] = {str(group): WORKSHOP_BASE.values(group) for group in GROUPS}
     table: Table = {}
-    for kind, names in (kinds | {"object": queries[-1:], "all": queries}).items():
+    for kind, names in (kinds | {"object": queries[-1:], "two words": pairs, "all": (*queries, *pairs)}).items():
         chosen = [judged[name] for name in names]
         table[kind] = {
             "to find": sum(entry.wanted for entry in chosen),
