@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,8 @@ from typing import Any
 import httpx
 
 import flows  # noqa: F401  # its environment comes before Prefect and MLflow
+from tests.fixtures.installations import inherit_environment
+from tests.fixtures.servers import find_port
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
@@ -41,20 +42,12 @@ SHORT = (
     *("generate.samples_per_question=1", "generate.min_steps=1", "generate.max_steps=1"),
 )
 BATCH = 10
-_FOREIGN = ("PREFECT_", "HYDRA_", "MLFLOW_", "DVC_", "VISLOOP_")
-
-
-def find_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def set_places(folder: Path) -> dict[str, str]:
     """The environment of an installation in ``folder``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     own = {"PREFECT_HOME": str(folder / "prefect"), "VISLOOP_WORKDIR": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    return {**kept, **own, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    return {**inherit_environment(), **own, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
 
 
 def call(module: str, *arguments: str, folder: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from visloop.answers import normalize_answer, read_boolean, read_number
-from visloop.assistant.data_flow import FindSignature, find_concept_step, list_references, read_words
+from visloop.assistant.data_flow import FindSignature, find_concept_step, list_concept_texts, list_references
 from visloop.assistant.interpreter import Execution
 from visloop.assistant.program import Program, Statement
 from visloop.records.assistant import Critique, Feedback, Trace
@@ -61,9 +61,7 @@ def read_concept(execution: Execution, step: int, *, find_signature: FindSignatu
     statement = find_statement(program, where)
     if statement is None or program is None or program.statements[step - 1].tool == ANSWERED_LATER:
         return None
-    signature = find_signature(statement.tool)
-    argument = statement.find_argument(signature.concept) if signature and signature.concept else None
-    return ", ".join(read_words(argument, execution.values)) or None
+    return ", ".join(list_concept_texts(statement, find_signature=find_signature, values=execution.values)) or None
 
 
 def is_tool_fault_possible(program: Program | None, step: int | None, *, find_signature: FindSignature) -> bool:

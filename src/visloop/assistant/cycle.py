@@ -14,7 +14,7 @@ from visloop.assistant.attempts import choose_grain, learn_from_run
 from visloop.assistant.cases import ANSWERED_LATER, Case, ReflectionGrain
 from visloop.assistant.cycle_state import CycleRecords, CycleState, Pools, open_state
 from visloop.assistant.gate import GateReport, gate_pools
-from visloop.assistant.learning import learns_questions
+from visloop.assistant.learning import is_learnable
 from visloop.assistant.lessons import count_votes, make_successes
 from visloop.assistant.material import MOST_KNOWN_QUESTIONS, list_known_questions
 from visloop.assistant.reflection import count_unreadable
@@ -115,8 +115,8 @@ class Cycle:
             return tuple(list_known_questions(right, sources=sources, most=MOST_KNOWN_QUESTIONS))
 
         def find_replay(tool: str) -> Sequence[Instance]:
-            asks = tool == ANSWERED_LATER and learns_questions(parts.tools.find_tool(tool))
-            return list_known() if asks else sources.find_replay(tool)
+            vqa = parts.tools.find_tool(tool) if tool == ANSWERED_LATER else None
+            return list_known() if is_learnable(vqa) and vqa.learns_questions else sources.find_replay(tool)
 
         return replace(parts, sources=replace(sources, find_replay=find_replay))
 

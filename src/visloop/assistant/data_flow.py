@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from visloop.assistant.program import Argument, Literal, Program, Reference, Statement
+from visloop.assistant.program import Literal, Program, Reference, Statement
 from visloop.tools.base import ToolSignature
 from visloop.tools.values import Value, ValueType
 
@@ -36,14 +36,14 @@ def list_asked_words(program: Program, step: int, *, find_signature: FindSignatu
     variable counts where its value is there already."""
     words: list[str] = []
     for number in _find_askers(program, step, find_signature=find_signature):
-        statement = program.statements[number - 1]
-        signature = find_signature(statement.tool)
-        words += read_words(statement.find_argument(signature.concept or "") if signature else None, values)
+        words += list_concept_texts(program.statements[number - 1], find_signature=find_signature, values=values)
     return tuple(dict.fromkeys(words))
 
 
-def read_words(argument: Argument | None, values: Mapping[str, Value]) -> tuple[str, ...]:
-    """The texts of a concept argument: a text is one, a list has as many as it holds texts; anything else has none."""
+def list_concept_texts(statement: Statement, *, find_signature: FindSignature, values: Mapping[str, Value]) -> tuple[str, ...]:
+    """The texts of a statement's concept argument: a text is one, a list has as many as it holds texts; anything else has none."""
+    signature = find_signature(statement.tool)
+    argument = statement.find_argument(signature.concept) if signature and signature.concept else None
     value = argument.value if isinstance(argument, Literal) else values.get(argument.name) if argument is not None else None
     texts = value if isinstance(value, tuple) else (value,)
     return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())

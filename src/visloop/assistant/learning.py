@@ -52,11 +52,6 @@ def is_learnable(tool: Tool | None) -> TypeGuard[LearnableTool]:
     return tool is not None and tool.signature.learnable and callable(getattr(tool, "tune", None))
 
 
-def learns_questions(tool: Tool | None) -> bool:
-    """Whether a tool is taught by questions with their answers, and not by pictures of a word."""
-    return is_learnable(tool) and tool.learns_questions
-
-
 @dataclass(slots=True)
 class _Lesson:
     """What has come of the words so far."""
@@ -98,7 +93,7 @@ def update_tool(
     tool = tools.find_tool(tool_name) if tool_name else None
     if call is None or not is_learnable(tool):
         return ToolUpdate(pool=pool, state="no_update", reason=gap or f"{critique.tool or 'the step'} learns nothing")
-    asks, answer, inferred, lesson = learns_questions(tool), None, [], _Lesson(pool)
+    asks, answer, inferred, lesson = tool.learns_questions, None, [], _Lesson(pool)
     words = list(words_of.list_concepts(call)) if words_of and not asks else []
     if tool_name == ANSWERED_LATER:
         found = sources.inference.infer(case, critique, tools=tools, seed=seed_for(seed, "infer", critique.id))
@@ -164,7 +159,7 @@ def _teach_word(
     if not is_learnable(tool):
         return
     key = (tool.owner, word)
-    if not learns_questions(tool):  # one answer fits many questions, and each is learned by itself
+    if not tool.learns_questions:  # one answer fits many questions, and each is learned by itself
         if key in passed_over:
             lesson.reasons.append(f"{word!r}: known, or taught without success, earlier in the cycle")
             return

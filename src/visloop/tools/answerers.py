@@ -106,9 +106,8 @@ class BlipAnswerer:
         known = [item for item in replay if item.question and item.target]
         with self.mounted.lock:
             anchors = self._make_anchors(known[::2], cycle=cycle)
-            among = self.pool.add_prompts(anchors, most_per_concept=len(self.pool.prompts) + len(anchors))
             return tune_prompts(
-                self.with_pool(among),
+                self.with_pool(self.pool.add_prompts(anchors, most_per_concept=None)),
                 concept,
                 pool=self.pool,
                 instances=usable,

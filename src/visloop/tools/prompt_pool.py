@@ -66,15 +66,15 @@ class PromptPool:
         owners = sorted({owner for owner, _ in self._index})
         return {owner: [concept for concept in self.list_concepts(owner) if concept != ANCHORS] for owner in owners}
 
-    def add_prompts(self, prompts: Iterable[LearnedPrompt], *, most_per_concept: int) -> "PromptPool":
+    def add_prompts(self, prompts: Iterable[LearnedPrompt], *, most_per_concept: int | None) -> "PromptPool":
         """A pool with these as well. A prompt whose id is there already is not added twice; a concept keeps the
-        ``most_per_concept`` prompts that validated best, older ones first where they are equal."""
+        ``most_per_concept`` prompts that validated best, older ones first where they are equal (None: all)."""
         known = {prompt.entry.id for prompt in self.prompts}
         added = [prompt for prompt in prompts if prompt.entry.id not in known]
-        touched = {(prompt.entry.tool, prompt.entry.concept) for prompt in added}
+        limited = {(prompt.entry.tool, prompt.entry.concept) for prompt in added} if most_per_concept is not None else set()
         merged = [*self.prompts, *{prompt.entry.id: prompt for prompt in added}.values()]
         dropped: set[str] = set()
-        for key in touched:
+        for key in limited:
             group = [prompt for prompt in merged if (prompt.entry.tool, prompt.entry.concept) == key]
             ranked = sorted(group, key=lambda prompt: -prompt.entry.validation_accuracy)
             dropped.update(prompt.entry.id for prompt in ranked[most_per_concept:])

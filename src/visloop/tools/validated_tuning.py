@@ -123,7 +123,7 @@ def tune_prompts(
     shares = share_instances(
         instances, replay=replay, tuning=tuning, seed=seed_for(seed, "pictures", concept), lone_questions=lone_questions
     )
-    most = len(pool.prompts) + tuning.prompts if lone_questions else tuning.max_prompts
+    most = None if lone_questions else tuning.max_prompts
     before = learner.measure(concept, shares.positives, pool=pool) if shares.positives else 0.0
     base_before = learner.measure_base(concept, shares.base, pool=pool) if shares.base else 1.0
     if not shares.pictures or not shares.positives:
@@ -214,9 +214,8 @@ def _with_figures(prompt: LearnedPrompt, *, validation: float, base: float, base
     return LearnedPrompt(entry=PromptEntry(**(asdict(entry) | figures)), feature=prompt.feature, prompt=prompt.prompt)
 
 
-def _add(pool: PromptPool, prompts: Sequence[LearnedPrompt], companions: Sequence[LearnedPrompt], *, most: int) -> PromptPool:
-    joined = pool.add_prompts(companions, most_per_concept=len(pool.prompts) + len(companions)) if companions else pool
-    return joined.add_prompts(prompts, most_per_concept=most)
+def _add(pool: PromptPool, prompts: Sequence[LearnedPrompt], companions: Sequence[LearnedPrompt], *, most: int | None) -> PromptPool:
+    return pool.add_prompts(companions, most_per_concept=None).add_prompts(prompts, most_per_concept=most)
 
 
 def _report(
