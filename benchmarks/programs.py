@@ -1,22 +1,25 @@
 """Programs side by side against the same programs one by one, with the same tools, in one run.
 
-    python -m benchmarks.programs [--programs 128] [--repeats 5]
+    python -m benchmarks.programs [--programs 128] [--repeats 7] [--threads 1 2]
 
 ``ours``: ``run_programs`` with all programs, one batch per tool and round.
 ``one_by_one``: ``run_programs`` with one program at a time, as VISPROG and CLOVA run them.
-Two settings. ``model``: the tools that look at pictures pass them through a CLIP vision tower of the embedded default's size (96 x 96
-pixels; random weights, the time does not depend on them) in one forward pass per batch. ``free``: those tools cost nothing, which shows
-the interpreter's own cost, with reading and checking. The two take turns; a ratio is the median over the turns, by the clock and by CPU
-seconds (which a busy machine changes less). Results go to ``benchmarks/results/programs.json``.
+Three settings. ``model``: the tools that look at pictures pass them through a CLIP vision tower of the embedded default's size (96 x 96
+pixels; random weights, the time does not depend on them), a batch in one forward pass. ``toolbox``: the shipped tools on drawn tasks of
+all kinds with their right programs; every picture is new to them. ``free``: tools that cost nothing, which shows the interpreter's own
+cost, with reading and checking. All is measured with one torch thread and with one per core, the same for both. The two take turns; a
+ratio is the median over the turns, by the clock and by CPU seconds. Results go to ``benchmarks/results/programs.json``.
 """
 
 import argparse
 import gc
 import json
+import os
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,22 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from visloop.assistant.interpreter import Job, run_programs
+from visloop.config_assistant import ToolsConfig
 from visloop.records.assistant import Proposal, Task
-from visloop.tools.base import ToolCall, ToolResult, ToolSignature
+from visloop.scenes.tasks_tagging import FACTS
+from visloop.scenes.workshop_tasks import FAMILIES, make_tasks
+from visloop.tools.base import ToolCall, ToolResult, ToolRunner, ToolSignature
 from visloop.tools.expressions import EvalTool
+from visloop.tools.pictures import prepare_image
+from visloop.tools.region_cache import SHARED
 from visloop.tools.signatures import find_signature
+from visloop.tools.toolbox import open_toolbox
 from visloop.tools.values import Box
 
+BATCH_SIZE = 64
+"""Pictures per forward pass at most, as with the shipped tools. On a CPU more do not help: their activations outgrow its cache."""
+Turn = dict[str, tuple[float, float]]
+"""Programs per second by the clock and per CPU second, of each way."""
 RESULTS = Path(__file__).parent / "results" / "programs.json"
 PROGRAMS = (
     """BOX0=LOC(image=IMAGE,object='boat')
@@ -82,11 +95,13 @@ class BenchTools:
     def _look(self, images: list[Any]) -> Sequence[float]:
         if self._model is None:
             return [0.5] * len(images)
-        self.pictures, self.batches = self.pictures + len(images), self.batches + 1
-        pixels = np.stack([np.asarray(image, dtype=np.float32) for image in images]).transpose(0, 3, 1, 2) / 255
-        with torch.inference_mode():
-            pooled = self._model(pixel_values=torch.from_numpy(pixels)).pooler_output
-        values: list[float] = pooled[:, 0].tolist()
+        values: list[float] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            self.pictures, self.batches = self.pictures + len(batch), self.batches + 1
+            pixels = np.stack([np.asarray(image, dtype=np.float32) for image in batch]).transpose(0, 3, 1, 2) / 255
+            with torch.inference_mode():
+                values += self._model(pixel_values=torch.from_numpy(pixels)).pooler_output[:, 0].tolist()
         return values
 
     def _answer(self, tool: str, feature: float) -> ToolResult:
@@ -118,49 +133,83 @@ def make_jobs(count: int) -> list[Job]:
     return jobs
 
 
-def run_benchmark(*, programs: int, repeats: int, threads: int) -> dict[str, Any]:
-    """Measure both ways in both settings; programs per second and ratios.
+def make_drawn_jobs(count: int, *, folder: Path) -> list[Job]:
+    """Drawn tasks of all kinds with their right programs; pictures are written to ``folder`` and read from there."""
+    jobs = []
+    for kind in FAMILIES:
+        tasks, truths = make_tasks(
+            folder, seed=0, kind=kind, count=count // len(FAMILIES), split="validation", novel_share=0.3, new_wording_share=0.0
+        )
+        for task, truth in zip(tasks, truths, strict=True):
+            inputs = {name: prepare_image(folder / path, max_side=640) for name, path in zip(task.inputs, task.images, strict=True)}
+            jobs.append(Job(task, Proposal(task_id=task.id, plan=truth.plan, program=truth.program, author="truth"), inputs))
+    return jobs
+
+
+def run_setting(jobs: Sequence[Job], open_tools: Callable[[], ToolRunner], *, repeats: int) -> tuple[list[Turn], dict[str, float]]:
+    """Turns of both ways, the first of which warms up and is not counted; and the pictures per forward pass, where they are counted.
 
     Raises:
-        RuntimeError: the two ways do not give the same results.
+        RuntimeError: the two ways do not give the same states.
     """
-    torch.set_num_threads(threads)
+    turns: list[Turn] = []
+    pictures: dict[str, float] = {}
+    for _ in range(repeats + 1):
+        turn: Turn = {}
+        states = {}
+        for name in ("ours", "one_by_one"):
+            tools = open_tools()
+            groups = [jobs] if name == "ours" else [[job] for job in jobs]
+            gc.collect()  # the collector's passes over what came before belong to nobody
+            clock, cpu = time.perf_counter(), time.process_time()
+            executions = [execution for group in groups for execution in run_programs(group, tools=tools)]
+            turn[name] = (len(jobs) / (time.perf_counter() - clock), len(jobs) / (time.process_time() - cpu))
+            states[name] = [(execution.status, execution.result if isinstance(execution.result, str) else "") for execution in executions]
+            if isinstance(tools, BenchTools) and tools.batches:
+                pictures[name] = tools.pictures / tools.batches
+        if states["ours"] != states["one_by_one"] or {status for status, _ in states["ours"]} != {"finished"}:
+            raise RuntimeError("side by side and one by one give different results: no fair comparison")
+        turns.append(turn)
+    return turns[1:], pictures
+
+
+def run_benchmark(*, programs: int, repeats: int, threads: Sequence[int]) -> dict[str, Any]:
+    """Measure both ways in all settings; programs per second and ratios."""
     jobs = make_jobs(programs)
+    toolbox = open_toolbox(ToolsConfig(facts=FACTS.as_posix()))
+
+    def forget() -> ToolRunner:
+        SHARED.clear()
+        return toolbox
+
     rows, ratios = [], []
-    calls: dict[str, float] = {}
-    for setting in ("model", "free"):
-        turns: list[dict[str, tuple[float, float]]] = []
-        for repeat in range(repeats + 1):  # the first turn warms up and is not counted
-            turn: dict[str, tuple[float, float]] = {}
-            results = {}
-            for name in ("ours", "one_by_one"):
-                tools = BenchTools(model=setting == "model")
-                groups = [jobs] if name == "ours" else [[job] for job in jobs]
-                gc.collect()  # the collector's passes over what came before belong to nobody
-                clock, cpu = time.perf_counter(), time.process_time()
-                executions = [execution for group in groups for execution in run_programs(group, tools=tools)]
-                turn[name] = (programs / (time.perf_counter() - clock), programs / (time.process_time() - cpu))
-                results[name] = [(execution.status, execution.result) for execution in executions]
-                if tools.batches:
-                    calls[name] = tools.pictures / tools.batches
-            if results["ours"] != results["one_by_one"] or {status for status, _ in results["ours"]} != {"finished"}:
-                raise RuntimeError("side by side and one by one give different results: no fair comparison")
-            if repeat:
-                turns.append(turn)
-        for place, metric in enumerate(("programs_per_second", "programs_per_cpu_second")):
-            for name in ("ours", "one_by_one"):
-                rows.append({"setting": setting, "name": name, "metric": metric, **summarize([turn[name][place] for turn in turns])})
-            found = summarize([turn["ours"][place] / turn["one_by_one"][place] for turn in turns])
-            ratios.append({"setting": setting, "a": "ours", "b": "one_by_one", "metric": metric, **found})
+    seen: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = make_drawn_jobs(programs, folder=Path(folder))
+    for count in threads:
+        torch.set_num_threads(count)
+        settings: dict[str, tuple[list[Job], Callable[[], ToolRunner]]] = {
+            "model": (jobs, lambda: BenchTools(model=True)),
+            "toolbox": (drawn, forget),
+            "free": (jobs, lambda: BenchTools(model=False)),
+        }
+        for setting, (work, open_tools) in settings.items():
+            turns, pictures = run_setting(work, open_tools, repeats=repeats)
+            seen |= pictures
+            keys = {"setting": setting, "threads": count}
+            for place, metric in enumerate(("programs_per_second", "programs_per_cpu_second")):
+                for name in ("ours", "one_by_one"):
+                    rows.append({**keys, "name": name, "metric": metric, **summarize([turn[name][place] for turn in turns])})
+                found = summarize([turn["ours"][place] / turn["one_by_one"][place] for turn in turns])
+                ratios.append({**keys, "a": "ours", "b": "one_by_one", "metric": metric, **found})
     return {
         "benchmark": "programs",
         "settings": {
             "programs": programs,
             "repeats": repeats,
-            "torch_threads": threads,
-            "machine": f"{platform.machine()}, {platform.system()}, torch {torch.__version__}",
+            "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, torch {torch.__version__}",
         },
-        "pictures_per_forward_pass": calls,
+        "pictures_per_forward_pass": seen,
         "rows": rows,
         "ratios": ratios,
     }
@@ -174,17 +223,22 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads, the same for both")
+    parser.add_argument("--repeats", type=int, default=7)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="torch threads, the same for both ways")
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     result = run_benchmark(programs=chosen.programs, repeats=chosen.repeats, threads=chosen.threads)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(result, indent=2) + "\n")
     for row in result["rows"]:
-        print(f"{row['setting']:6} {row['name']:11} {row['metric']:24} {row['value']:9.1f}  ({row['low']:.1f} to {row['high']:.1f})")
+        print(f"{_name(row)} {row['name']:11} {row['metric']:24} {row['value']:9.1f}  ({row['low']:.1f} to {row['high']:.1f})")
     for row in result["ratios"]:
-        print(f"{row['setting']:6} ours / {row['b']} {row['metric']:24} {row['value']:6.2f}  ({row['low']:.2f} to {row['high']:.2f})")
+        print(f"{_name(row)} ours / {row['b']} {row['metric']:24} {row['value']:6.2f}  ({row['low']:.2f} to {row['high']:.2f})")
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['setting']:8} {row['threads']} thread{'s' if row['threads'] > 1 else ' '}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The tools on the shipped CLIP: what they find on drawn pictures, and what they refuse."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -81,6 +82,14 @@ def test_without_prompts_the_text_features_are_the_models_own(encoder):
     encoder._texts.clear()
     assert torch.equal(first, plain) and torch.equal(encoder.encode_texts(texts), plain)
     assert (prompted - plain).abs().max() > 0.1
+
+
+def test_a_prompt_does_not_reach_another_thread(encoder):
+    plain = encoder.encode_texts(["dotted heart"])
+    encoder._texts.clear()
+    with encoder._replaced(torch.randn(1, 4, encoder.prompt_width), 1), ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(encoder.encode_texts, ["dotted heart"]).result()
+    assert torch.equal(beside, plain)
 
 
 def test_a_prompt_of_real_embeddings_is_the_longer_text(encoder):

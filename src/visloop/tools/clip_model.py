@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -118,9 +119,12 @@ class ClipEncoder:
 
     @contextmanager
     def _replaced(self, prompts: Tensor, start: int) -> Iterator[None]:
-        """Within, the embeddings at ``start`` and after are the prompts'."""
+        """Within, the embeddings at ``start`` and after are the prompts': for this thread alone, as others may use the model too."""
+        owner = get_ident()
 
         def replace(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+            if get_ident() != owner:
+                return output
             tokens = prompts.to(output.device, output.dtype)
             return torch.cat([output[:, :start], tokens, output[:, start + tokens.shape[1] :]], dim=1)
 

@@ -37,6 +37,12 @@ class RegionCache:
                 self._bytes -= _count_bytes(dropped)
         return found
 
+    def clear(self) -> None:
+        """Forget all pictures."""
+        with self._lock:
+            self._regions.clear()
+            self._bytes = 0
+
 
 SHARED: Final = RegionCache()
 """Of the process: regions depend on the picture alone, so that all toolboxes can share them."""
