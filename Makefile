@@ -127,7 +127,8 @@ base: $(INSTALLED) ## train the embedded models from nothing and write their mod
 	@$(RUN) -m visloop.embedded.train --out .embedded --seed $(SEED)
 	@$(RUN) -m visloop.embedded.train_clip --out .embedded --seed $(SEED)
 	@$(RUN) -m visloop.embedded.train_owlvit --out .embedded --clip .embedded/clip --seed $(SEED)
-	cp -r .embedded/base .embedded/judge .embedded/clip .embedded/owlvit src/visloop/embedded/weights/
+	@$(RUN) -m visloop.embedded.train_planner --out .embedded --seed $(SEED)
+	cp -r .embedded/base .embedded/judge .embedded/clip .embedded/owlvit .embedded/planner src/visloop/embedded/weights/
 
 .PHONY: bench
 bench: $(INSTALLED) ## speed and memory against named baselines; results in benchmarks/results

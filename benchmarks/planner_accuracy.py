@@ -1,101 +1,58 @@
-"""How often slot filling writes the right program, before and after one demonstration of a wording is stored, and what retrieval finds.
+"""How often planners write the right program, and what retrieval finds.
 
     python -m benchmarks.planner_accuracy [tasks per kind]
 
-Tasks are drawn afresh (train split). Right means: the same syntax tree as the true program, up to the names of variables.
+Slot filling, the embedded LM, and the hybrid of the two (``planner@assistant.planner=embedded``), for known and held-out families, wordings
+that are shipped and others, before and after one demonstration of a wording is stored. Tasks are drawn afresh (train split). Right means
+the same syntax tree as the true program, up to the names of variables. Results go to ``benchmarks/results/planner_accuracy.json``.
 """
 
+import json
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
-from visloop.assistant.demonstrations import DemonstrationPool, make_demonstration
+import torch
+
+from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.lexicon import build_lexicon
 from visloop.assistant.planner import open_planner
-from visloop.assistant.proposals import normalize_program
 from visloop.assistant.retrieval import Encoder, MaskedEncoder, WordEncoder, retrieve
-from visloop.config_assistant import PlannerConfig
-from visloop.records.assistant import Demonstration, Task, TaskTruth
-from visloop.scenes.workshop import BASE_WORDS
+from visloop.config_assistant import PlannerChoice, PlannerConfig, WriterChoice
+from visloop.embedded.card import Table, format_table
+from visloop.embedded.planner_exam import CASE_SEED, WORDS, Case, draw_cases, examine_planners
 from visloop.scenes.workshop_seeds import seed_demonstrations
-from visloop.scenes.workshop_tasks import FAMILIES, find_family, make_tasks
+from visloop.scenes.workshop_tasks import find_family
 
-WORDS = [word for words in BASE_WORDS.values() for word in words]
-Case = tuple[Task, TaskTruth, str]
-
-
-def draw_cases(count: int, *, seed: int) -> list[Case]:
-    """Tasks of all kinds with their truths and the wording (template) of each."""
-    cases: list[Case] = []
-    with tempfile.TemporaryDirectory() as out:
-        for kind in FAMILIES:
-            tasks, truths = make_tasks(Path(out), seed=seed, kind=kind, count=count, split="train", novel_share=0.5, new_wording_share=0.5)
-            cases += [(task, truth, _name_wording(task)) for task, truth in zip(tasks, truths, strict=True)]
-    return cases
+RESULTS = Path(__file__).parent / "results" / "planner_accuracy.json"
+CHOICES = {"slot filling": PlannerChoice.slot_filling, "LM": PlannerChoice.llm, "hybrid": PlannerChoice.hybrid}
 
 
-def _name_wording(task: Task) -> str:
-    """Which of its family's wordings an instruction has: the one with the most words in common."""
-    family = find_family(task.kind, task.family)
-    said = set(task.instruction.lower().replace(",", "").rstrip(".?").split())
-    texts = family.base if task.wording == "base" else family.new
-    return max(texts, key=lambda text: len(said & set(text.lower().replace(",", "").rstrip(".?").split())))
-
-
-def learn(task: Task, truth: TaskTruth) -> Demonstration:
-    """The corrected program of a task, as a stored demonstration."""
-    return make_demonstration(
-        kind="program",
-        outcome="success",
-        task_kind=task.kind,
-        instruction=task.instruction,
-        plan=truth.plan,
-        program=truth.program,
-        provenance="repaired",
-    )
-
-
-def measure(count: int) -> None:
-    """Print both tables."""
-    pool = DemonstrationPool(seed_demonstrations())
-    cases = draw_cases(count, seed=7)
-    lessons = {(task.kind, task.family, wording): learn(task, truth) for task, truth, wording in draw_cases(2 * count, seed=8)}
-    families = {
-        (task.kind, task.family): [lesson for key, lesson in lessons.items() if key[:2] == (task.kind, task.family)] for task, _, _ in cases
+def measure_planners(count: int) -> tuple[Table, dict[str, float]]:
+    """The table, and CPU milliseconds per proposal."""
+    planners = {
+        name: open_planner(PlannerConfig(choice=choice, writer=WriterChoice.embedded), vocabulary=WORDS) for name, choice in CHOICES.items()
     }
-    planner = open_planner(PlannerConfig(candidates=16), vocabulary=WORDS)
-    right: defaultdict[tuple[str, str], list[bool]] = defaultdict(list)
-    start = time.process_time()
-    for task, truth, wording in cases:
-        family = find_family(task.kind, task.family)
-        group = f"{'held-out' if family.held_out else 'known'} family, {task.wording} wording"
-        pools = {"seeds": pool}
-        if family.held_out:
-            shown = [
-                lesson
-                for lesson in families[task.kind, task.family]
-                if lesson in [lessons.get((task.kind, task.family, text)) for text in family.base]
-            ]
-            pools["seeds + base wordings of the family"] = pool.add(shown)
-        if (task.kind, task.family, wording) in lessons:
-            pools["+ one of this wording"] = pool.add([lessons[task.kind, task.family, wording]])
-        for name, entries in pools.items():
-            [found] = planner.propose([task], pool=entries, seed=0)
-            right[group, name].append(normalize_program(found.program) == normalize_program(truth.program))
-    for (group, name), results in sorted(right.items()):
-        print(f"{group:35} {name:38} {sum(results) / len(results):.3f}  n={len(results)}")
-    print(f"{(time.process_time() - start) / sum(map(len, right.values())) * 1000:.0f} CPU ms per proposal, a new pool for each")
-    measure_retrieval(cases, pool=pool)
+    table = examine_planners(planners, count=count)
+    cases = draw_cases(count, seed=CASE_SEED)
+    pool = DemonstrationPool(seed_demonstrations())
+    costs = {}
+    for name, planner in planners.items():
+        begin = time.process_time()
+        planner.propose([task for task, _, _ in cases], pool=pool, seed=0)
+        costs[name] = (time.process_time() - begin) / len(cases) * 1000
+    return table, costs
 
 
-def measure_retrieval(cases: list[Case], *, pool: DemonstrationPool) -> None:
-    """Print how often the nearest demonstration of known families is one of the task's family, by its tools."""
+def measure_retrieval(cases: list[Case]) -> dict[str, dict[str, float]]:
+    """How often the nearest demonstration of known families is one of the task's family, by its tools."""
+    pool = DemonstrationPool(seed_demonstrations())
     encoders: dict[str, Encoder] = {
         "words, raw": WordEncoder(),
         "words, concepts masked": MaskedEncoder(WordEncoder(), build_lexicon(pool, vocabulary=WORDS)),
     }
+    found: dict[str, dict[str, float]] = {}
     for name, encoder in encoders.items():
         hits: defaultdict[str, list[bool]] = defaultdict(list)
         for task, truth, _ in cases:
@@ -103,14 +60,32 @@ def measure_retrieval(cases: list[Case], *, pool: DemonstrationPool) -> None:
                 continue
             [(nearest, _)] = retrieve(task.instruction, pool.find("program", "success", task.kind), encoder=encoder, most=1)
             hits[task.wording].append(_list_tools(nearest.program) == _list_tools(truth.program))
-        print(
-            f"rank-1 family, {name:25} " + "  ".join(f"{wording} {sum(found) / len(found):.3f}" for wording, found in sorted(hits.items()))
-        )
+        found[name] = {wording: sum(answers) / len(answers) for wording, answers in sorted(hits.items())}
+    return found
 
 
 def _list_tools(program: str) -> list[str]:
     return [line.partition("=")[2].partition("(")[0].partition("_")[0] for line in program.splitlines()]
 
 
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 120
+    torch.set_num_threads(1)
+    table, costs = measure_planners(count)
+    retrieval = measure_retrieval(draw_cases(count, seed=CASE_SEED))
+    result = {
+        "benchmark": "planner_accuracy",
+        "tasks_per_kind": count,
+        "right": table,
+        "cpu_ms_per_proposal": costs,
+        "retrieval": retrieval,
+    }
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(format_table(table, corner="right programs"))
+    print(", ".join(f"{name} {cost:.0f} CPU ms per proposal" for name, cost in costs.items()))
+    for name, hits in retrieval.items():
+        print(f"rank-1 family, {name}: " + ", ".join(f"{wording} {share:.3f}" for wording, share in hits.items()))
+
+
 if __name__ == "__main__":
-    measure(int(sys.argv[1]) if len(sys.argv) > 1 else 120)
+    main()

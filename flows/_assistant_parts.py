@@ -21,7 +21,7 @@ from visloop.assistant.runs import CycleParts
 from visloop.chat.base import ChatModel
 from visloop.chat.factory import cached_chat
 from visloop.config import Config
-from visloop.config_assistant import AssistantConfig, CriticChoice, ListBackend, PlannerChoice
+from visloop.config_assistant import AssistantConfig, CriticChoice, ListBackend, PlannerChoice, WriterChoice
 from visloop.datasets.image_search import FolderImageSearch
 from visloop.datasets.images import store_picture
 from visloop.datasets.lvis import read_lvis
@@ -246,7 +246,7 @@ def needs_llm(config: Config) -> bool:
     """Whether planner, critic or LIST asks an LLM."""
     assistant = config.assistant
     return (
-        assistant.planner.choice in (PlannerChoice.llm, PlannerChoice.hybrid)
+        (assistant.planner.choice in (PlannerChoice.llm, PlannerChoice.hybrid) and assistant.planner.writer is WriterChoice.chat)
         or assistant.reflection.critic is CriticChoice.llm
         or assistant.tools.names is ListBackend.chat
     )

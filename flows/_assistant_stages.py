@@ -18,7 +18,7 @@ from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrati
 from visloop.assistant.runs import run_tasks
 from visloop.chat.weights import resolve_model
 from visloop.config import Config
-from visloop.config_assistant import AssistantConfig, PlannerChoice, RegionBackend, ReplaceBackend, TasksConfig, VqaBackend
+from visloop.config_assistant import AssistantConfig, PlannerChoice, RegionBackend, ReplaceBackend, TasksConfig, VqaBackend, WriterChoice
 from visloop.errors import ConfigError
 from visloop.evaluation.assistant import make_prediction
 from visloop.ids import seed_for
@@ -169,7 +169,9 @@ def part_inputs(assistant: AssistantConfig) -> dict[str, Path]:
     """What a stage that plans and runs programs reads besides tasks and pools: models, and the scorer of the program search."""
     planner = assistant.planner
     scorer = {"scorer": Path(planner.scorer)} if planner.choice is PlannerChoice.search and planner.scorer else {}
-    return {**tool_inputs(assistant), **scorer}
+    asked = planner.choice in (PlannerChoice.llm, PlannerChoice.hybrid) and planner.writer is WriterChoice.embedded
+    source = Path(resolve_model(planner.lm)) if asked else Path()
+    return {**tool_inputs(assistant), **scorer, **({"planner": source} if asked and source.is_dir() else {})}
 
 
 def _learning_config(config: Config) -> dict[str, Any]:

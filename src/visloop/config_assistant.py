@@ -56,6 +56,14 @@ class PlannerChoice(Enum):
     search = "search"
 
 
+class WriterChoice(Enum):
+    """Who is the LLM of the planners ``llm`` and ``hybrid``. ``chat``: a chat model; ``embedded``: a small LM over symbols that is shipped
+    (``PlannerConfig.lm``), which writes programs and no plans."""
+
+    chat = "chat"
+    embedded = "embedded"
+
+
 class EncoderChoice(Enum):
     """What embeds instructions for retrieval. ``words``: bags of word pieces, nothing to load; ``sentence``: sentence-transformers."""
 
@@ -182,9 +190,12 @@ class PlannerConfig:
     """Inference (CLOVA 3.2): how many demonstrations a prompt shows, and the switches of the ablations. ``failures_from``: failed
     demonstrations are shown once a pool holds more than so many. ``candidates``: demonstrations that slot filling tries per task;
     ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program. ``temperature``, ``top_p`` and
-    ``max_new_tokens`` are the LLM's. ``scorer``: the folder of a learned scorer, for ``search``."""
+    ``max_new_tokens`` are the LLM's. ``scorer``: the folder of a learned scorer, for ``search``. ``lm``: what the writer ``embedded`` is:
+    a shipped name, or a folder."""
 
     choice: PlannerChoice = PlannerChoice.slot_filling
+    writer: WriterChoice = WriterChoice.chat
+    lm: str = "embedded/planner"
     encoder: EncoderChoice = EncoderChoice.words
     encoder_model: str = "sentence-transformers/all-MiniLM-L6-v2"
     demonstrations: dict[str, int] = field(default_factory=lambda: {"vqa": 4, "multi_image": 3, "editing": 4, "tagging": 8})

@@ -10,8 +10,9 @@ from visloop.assistant.proposals import FailedAttempt, FindSignature, Planner, p
 from visloop.assistant.retrieval import Encoder, WordEncoder
 from visloop.assistant.search import open_search_planner
 from visloop.assistant.slot_filling import SlotFillingPlanner
+from visloop.assistant.symbol_planner import SymbolPlanner
 from visloop.chat.base import ChatModel
-from visloop.config_assistant import EncoderChoice, PlannerChoice, PlannerConfig
+from visloop.config_assistant import EncoderChoice, PlannerChoice, PlannerConfig, WriterChoice
 from visloop.errors import ConfigError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Proposal, Task
@@ -22,8 +23,8 @@ __all__ = ["FailedAttempt", "HybridPlanner", "Planner", "open_encoder", "open_pl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HybridPlanner:
-    """``first``'s proposals where it is sure of them (``min_confidence``, 0-1), else ``second``'s; where that gives no program,
-    ``first``'s after all. Each proposal's ``author`` says who wrote it."""
+    """``first``'s proposals where it is sure of them (``min_confidence``, 0-1), else ``second``'s; where that gives no program, or says
+    that it is less sure, ``first``'s after all. Each proposal's ``author`` says who wrote it."""
 
     first: Planner
     second: Planner
@@ -42,14 +43,20 @@ class HybridPlanner:
                 [tasks[index] for index in unsure], pool=pool, attempts=[paired[index] for index in unsure], seed=seed
             )
             for index, other in zip(unsure, others, strict=True):
-                if other.status == "ok" or proposals[index].status != "ok":
+                known = proposals[index]
+                if known.status != "ok" or (other.status == "ok" and not _is_surer(known, other)):
                     proposals[index] = other
                 else:
-                    proposals[index] = replace(proposals[index], replies=other.replies, error=f"{other.author}: {other.error}")
+                    proposals[index] = replace(known, replies=other.replies, error=f"{other.author}: {other.error or 'less sure'}")
         return proposals
 
     def _is_sure(self, proposal: Proposal) -> bool:
         return proposal.status == "ok" and proposal.confidence is not None and proposal.confidence >= self.min_confidence
+
+
+def _is_surer(first: Proposal, second: Proposal) -> bool:
+    """Whether both say how sure they are, and the first is more so."""
+    return first.confidence is not None and second.confidence is not None and first.confidence > second.confidence
 
 
 def open_encoder(config: PlannerConfig) -> Encoder:
@@ -77,7 +84,7 @@ def open_planner(
     """The planner that the configuration names.
 
     Args:
-        chat: the LLM of ``llm`` and ``hybrid``; the caller closes it.
+        chat: the LLM of ``llm`` and ``hybrid`` where the writer is ``chat``; the caller closes it.
         prompts: the templates of its prompts; None: the style for general models.
         vocabulary: words that the tools know by name: masked for retrieval, and to be used by every program whose instruction has them.
         encoder: in place of the configured one.
@@ -86,7 +93,7 @@ def open_planner(
     Raises:
         ConfigError: a planner with an LLM was asked for without ``chat``, or ``search`` without a scorer; a value is out of range.
         DataError: the scorer of ``search`` cannot be read.
-        ModelError: the sentence encoder cannot be loaded.
+        ModelError: the sentence encoder or the embedded LM cannot be loaded.
     """
     if config.candidates < 1 or not 0 <= config.min_confidence <= 1:
         raise ConfigError(
@@ -104,16 +111,25 @@ def open_planner(
             )
         search = open_search_planner(scorer=Path(config.scorer), find_tool=find_signature)
         return HybridPlanner(first=search, second=filling, min_confidence=0.0, name=search.name)
-    if chat is None:
-        raise ConfigError(f"planner.choice={config.choice.value} needs a chat model; give one, or use slot_filling")
-    llm = LlmPlanner(
-        chat=chat,
-        prompts=prompts or PromptSet("full"),
-        config=config,
-        encoder=encoder,
-        vocabulary=words,
-        find_signature=find_signature,
-    )
+    llm: Planner
+    if config.writer is WriterChoice.embedded:
+        from visloop.chat.symbol_model import load_symbol_model
+
+        writer = load_symbol_model(config.lm)
+        llm = SymbolPlanner(writer=writer, config=config, encoder=encoder, vocabulary=words, find_signature=find_signature)
+    elif chat is None:
+        raise ConfigError(
+            f"planner.choice={config.choice.value} needs a chat model; give one, or use slot_filling, or planner.writer=embedded"
+        )
+    else:
+        llm = LlmPlanner(
+            chat=chat,
+            prompts=prompts or PromptSet("full"),
+            config=config,
+            encoder=encoder,
+            vocabulary=words,
+            find_signature=find_signature,
+        )
     if config.choice is PlannerChoice.llm:
         return llm
     return HybridPlanner(first=filling, second=llm, min_confidence=config.min_confidence)

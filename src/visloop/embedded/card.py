@@ -1,5 +1,6 @@
 """Model cards written from measured figures, so that a card cannot say what was not measured."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,25 @@ class CardFacts:
     device: str
     limits: tuple[str, ...]
     pipeline_tag: str = "image-text-to-text"
+
+
+FIGURES = "figures.json"
+"""Recipe, seed and measured figures of a model, beside its card."""
+
+
+def write_figures(folder: Path, *, recipe: Mapping[str, object], seed: int, figures: Table, **more: object) -> None:
+    """Write what a model was made with and what was measured."""
+    (folder / FIGURES).write_text(json.dumps({"recipe": recipe, "seed": seed, **more, "figures": figures}, indent=1) + "\n")
+
+
+def read_finished(folder: Path, *, recipe: Mapping[str, object], seed: int) -> Table | None:
+    """The figures of a written model, if it has a card and this recipe and seed made it."""
+    figures = folder / FIGURES
+    if not figures.is_file() or not (folder / "README.md").is_file():
+        return None
+    written = json.loads(figures.read_text())
+    table: Table = written["figures"]
+    return table if (written["recipe"], written.get("seed")) == (recipe, seed) else None
 
 
 def format_table(table: Table, *, corner: str) -> str:

@@ -4,7 +4,6 @@ Writes ``DIR/owlvit``: fp16 safetensors, processor and a model card with figures
 """
 
 import argparse
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from visloop.chat.weights import resolve_model
 from visloop.config_assistant import RegionBackend, ToolsConfig, VisionConfig
-from visloop.embedded.card import CardFacts, write_card
+from visloop.embedded.card import CardFacts, read_finished, write_card, write_figures
 from visloop.embedded.checkpoints import save_shipped
 from visloop.embedded.owlvit import GROUPS, OwlRecipe, OwlTrainer, build_owlvit, draw_scenes, list_queries, render_pictures
 from visloop.embedded.owlvit_measure import average_precision, choose_threshold, draw_pairs, judge_detector, score_f1
@@ -38,7 +37,8 @@ def train_owlvit(out: Path, *, clip: str, recipe: OwlRecipe, seed: int, device: 
         TrainingError: the written model does not reach ``recipe.least_f1``.
     """
     folder = out / "owlvit"
-    if (found := _read_finished(folder, recipe=recipe, seed=seed)) is not None:
+    found = read_finished(folder, recipe=asdict(recipe), seed=seed)
+    if found is not None and found["all"]["F1"] >= recipe.least_f1:
         report(f"owlvit: {folder} is finished with this recipe and seed")
         return found
     source, started = resolve_model(clip), time.process_time()
@@ -53,8 +53,7 @@ def train_owlvit(out: Path, *, clip: str, recipe: OwlRecipe, seed: int, device: 
     minutes = (time.process_time() - started) / 60
     change = save_shipped(model.cpu(), reader, folder)  # type: ignore[arg-type]
     table, threshold = measure_owlvit(folder, recipe=recipe)
-    written = {"recipe": asdict(recipe), "seed": seed, "threshold": threshold, "figures": table}
-    (folder / "figures.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_figures(folder, recipe=asdict(recipe), seed=seed, figures=table, threshold=threshold)
     facts = CardFacts(
         title="visloop embedded detector",
         purpose=(
@@ -84,16 +83,6 @@ def train_owlvit(out: Path, *, clip: str, recipe: OwlRecipe, seed: int, device: 
     if table["all"]["F1"] < recipe.least_f1:
         raise TrainingError(f"F1 {table['all']['F1']:.3f} on held-out scenes, accepted from {recipe.least_f1}; train more steps")
     return table
-
-
-def _read_finished(folder: Path, *, recipe: OwlRecipe, seed: int) -> Table | None:
-    """The figures of a written model, if it has a card and this recipe and seed made it."""
-    figures = folder / "figures.json"
-    if not figures.is_file() or not (folder / "README.md").is_file():
-        return None
-    written = json.loads(figures.read_text())
-    table: Table = written["figures"]
-    return table if (written["recipe"], written.get("seed")) == (asdict(recipe), seed) else None
 
 
 def measure_owlvit(folder: Path, *, recipe: OwlRecipe) -> tuple[Table, float]:

@@ -85,8 +85,8 @@ class TaskTruth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A plan and a program for a task, and who wrote them. ``author`` is e.g. ``slot_filling``, ``search`` or ``llm:<model>``;
-    ``confidence`` 0-1 where the author gives one."""
+    """A plan and a program for a task, and who wrote them. ``author`` is e.g. ``slot_filling``, ``search``, ``llm:<model>`` or
+    ``lm:<model>`` (the embedded LM); ``confidence`` 0-1 where the author gives one."""
 
     task_id: str
     plan: tuple[str, ...]
