@@ -78,7 +78,7 @@ def test_without_prompts_the_text_features_are_the_models_own(encoder):
     with torch.no_grad():
         plain = torch.cat([F.normalize(encoder.model.get_text_features(**encoded).pooler_output, dim=-1) for encoded in tokenized])
     first = encoder.encode_texts(texts)
-    prompted = encoder.encode_prompted(texts, torch.randn(3, 4, encoder.prompt_width))
+    prompted = encoder.encode_prompted(texts, torch.randn(3, 4, encoder.prompt_width, generator=torch.Generator().manual_seed(0)))
     encoder._texts.clear()
     assert torch.equal(first, plain) and torch.equal(encoder.encode_texts(texts), plain)
     assert (prompted - plain).abs().max() > 0.1
@@ -87,7 +87,10 @@ def test_without_prompts_the_text_features_are_the_models_own(encoder):
 def test_a_prompt_does_not_reach_another_thread(encoder):
     plain = encoder.encode_texts(["dotted heart"])
     encoder._texts.clear()
-    with encoder._replaced(torch.randn(1, 4, encoder.prompt_width), 1), ThreadPoolExecutor(1) as pool:
+    with (
+        encoder._replaced(torch.randn(1, 4, encoder.prompt_width, generator=torch.Generator().manual_seed(0)), 1),
+        ThreadPoolExecutor(1) as pool,
+    ):
         beside = pool.submit(encoder.encode_texts, ["dotted heart"]).result()
     assert torch.equal(beside, plain)
 
