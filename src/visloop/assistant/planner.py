@@ -24,11 +24,12 @@ __all__ = ["FailedAttempt", "HybridPlanner", "Planner", "open_encoder", "open_pl
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HybridPlanner:
     """``first``'s proposals where it is sure of them (``min_confidence``, 0-1), else ``second``'s; where that gives no program, or says
-    that it is less sure, ``first``'s after all. Each proposal's ``author`` says who wrote it."""
+    that it is less sure of it than ``min_second`` (0-1), ``first``'s after all. Each proposal's ``author`` says who wrote it."""
 
     first: Planner
     second: Planner
     min_confidence: float
+    min_second: float = 0.0
     name: str = "hybrid"
 
     def propose(
@@ -44,19 +45,17 @@ class HybridPlanner:
             )
             for index, other in zip(unsure, others, strict=True):
                 known = proposals[index]
-                if known.status != "ok" or (other.status == "ok" and not _is_surer(known, other)):
+                if known.status != "ok" or (other.status == "ok" and not self._is_unsure(other)):
                     proposals[index] = other
                 else:
-                    proposals[index] = replace(known, replies=other.replies, error=f"{other.author}: {other.error or 'less sure'}")
+                    proposals[index] = replace(known, replies=other.replies, error=f"{other.author}: {other.error or 'not sure'}")
         return proposals
+
+    def _is_unsure(self, second: Proposal) -> bool:
+        return second.confidence is not None and second.confidence < self.min_second
 
     def _is_sure(self, proposal: Proposal) -> bool:
         return proposal.status == "ok" and proposal.confidence is not None and proposal.confidence >= self.min_confidence
-
-
-def _is_surer(first: Proposal, second: Proposal) -> bool:
-    """Whether both say how sure they are, and the first is more so."""
-    return first.confidence is not None and second.confidence is not None and first.confidence > second.confidence
 
 
 def open_encoder(config: PlannerConfig) -> Encoder:
@@ -95,9 +94,10 @@ def open_planner(
         DataError: the scorer of ``search`` cannot be read.
         ModelError: the sentence encoder or the embedded LM cannot be loaded.
     """
-    if config.candidates < 1 or not 0 <= config.min_confidence <= 1:
+    if config.candidates < 1 or not (0 <= config.min_confidence <= 1 and 0 <= config.min_lm_confidence <= 1):
         raise ConfigError(
-            f"planner: candidates is {config.candidates}, at least 1 is needed; min_confidence is {config.min_confidence}, use 0 to 1"
+            f"planner: candidates is {config.candidates}, at least 1 is needed; min_confidence is {config.min_confidence} and "
+            f"min_lm_confidence {config.min_lm_confidence}, use 0 to 1"
         )
     encoder = encoder or open_encoder(config)
     words = frozenset(vocabulary)
@@ -132,4 +132,4 @@ def open_planner(
         )
     if config.choice is PlannerChoice.llm:
         return llm
-    return HybridPlanner(first=filling, second=llm, min_confidence=config.min_confidence)
+    return HybridPlanner(first=filling, second=llm, min_confidence=config.min_confidence, min_second=config.min_lm_confidence)

@@ -221,7 +221,7 @@ def examine_model(folder: Path, *, count: int) -> Table:
     config, encoder, words = PlannerConfig(), WordEncoder(), frozenset(WORDS)
     alone = SymbolPlanner(writer=load_symbol_model(str(folder)), config=config, encoder=encoder, vocabulary=words)
     filling = SlotFillingPlanner(config=config, encoder=encoder, vocabulary=words)
-    hybrid = HybridPlanner(first=filling, second=alone, min_confidence=config.min_confidence)
+    hybrid = HybridPlanner(first=filling, second=alone, min_confidence=config.min_confidence, min_second=config.min_lm_confidence)
     return examine_planners({"LM": alone, "slot filling": filling, "hybrid": hybrid}, count=count)
 
 
