@@ -189,10 +189,10 @@ class ToolsConfig:
 class PlannerConfig:
     """Inference (CLOVA 3.2): how many demonstrations a prompt shows, and the switches of the ablations. ``failures_from``: failed
     demonstrations are shown once a pool holds more than so many. ``candidates``: demonstrations that slot filling tries per task;
-    ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program;
-    ``min_lm_confidence``: from which probability on that of an LM that gives one, where slot filling is unsure. ``temperature``, ``top_p`` and
-    ``max_new_tokens`` are the LLM's. ``scorer``: the folder of a learned scorer, for ``search``. ``lm``: what the writer ``embedded`` is:
-    a shipped name, or a folder."""
+    ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program; ``min_lm_confidence``: from which
+    probability on that of an LM that gives one, where slot filling is unsure. ``temperature``, ``top_p`` and ``max_new_tokens`` are
+    the LLM's. ``scorer``: the folder of a learned scorer, for ``search``. ``lm``: what the writer ``embedded`` is: a shipped name,
+    or a folder."""
 
     choice: PlannerChoice = PlannerChoice.slot_filling
     writer: WriterChoice = WriterChoice.chat
