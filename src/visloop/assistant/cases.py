@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from visloop.answers import normalize_answer, read_boolean, read_number
-from visloop.assistant.data_flow import FindSignature, find_concept_step, list_concept_texts, list_references
+from visloop.assistant.data_flow import find_concept_step, list_concept_texts, list_references
 from visloop.assistant.interpreter import Execution
 from visloop.assistant.program import Program, Statement
 from visloop.records.assistant import Critique, Feedback, Trace
-from visloop.tools.base import ToolRunner
+from visloop.tools.base import FindSignature, ToolRunner
 from visloop.tools.values import Value
 
 ReflectionGrain = Literal["interrupt", "global", "local"]

@@ -4,7 +4,7 @@ A program without problems can still fail while it runs (an EVAL gives a type on
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,7 +13,7 @@ from visloop.assistant.program import TASK_INPUTS, Argument, Program, Reference,
 from visloop.assistant.program import Literal as Constant
 from visloop.errors import ProgramError
 from visloop.records.assistant import TaskKind
-from visloop.tools.base import Parameter, ToolSignature
+from visloop.tools.base import FindSignature, Parameter, ToolSignature
 from visloop.tools.expression_grammar import list_placeholders, parse_expression
 from visloop.tools.expressions import EXPRESSION_TOOL
 from visloop.tools.signatures import ALIASES, SIGNATURES
@@ -59,7 +59,7 @@ def check_program(
     program: Program,
     *,
     kind: TaskKind,
-    find_signature: Callable[[str], ToolSignature | None],
+    find_signature: FindSignature,
     inputs: Sequence[str] | None = None,
 ) -> tuple[Problem, ...]:
     """The problems of a program, in order of place. ``inputs``: the variables that hold pictures; None: all that the kind of task has.
@@ -81,7 +81,7 @@ def check_program(
 class _Checker:
     """Goes down the lines, with the types of the variables so far."""
 
-    def __init__(self, *, kind: TaskKind, find_signature: Callable[[str], ToolSignature | None], inputs: Iterable[str]) -> None:
+    def __init__(self, *, kind: TaskKind, find_signature: FindSignature, inputs: Iterable[str]) -> None:
         self.problems: list[Problem] = []
         self._kind, self._find_signature = kind, find_signature
         self._types: dict[str, ValueType] = dict.fromkeys(inputs, "Image")

@@ -5,7 +5,7 @@ chained, numbers are added, yes-or-no answers are joined with ``and``.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
@@ -16,7 +16,7 @@ from visloop.assistant.grammar import format_program, parse_program
 from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, Word, split_words
 from visloop.assistant.program import TASK_INPUTS, Argument, Literal, Program, Reference, Statement
 from visloop.records.assistant import TaskKind
-from visloop.tools.base import ToolSignature
+from visloop.tools.base import FindSignature
 
 JOINTS: Final = frozenset({"and", "then", "next", "afterward", "first", "finally", "also", "plus", "well"})
 """Words that stand between two wishes and belong to neither."""
@@ -99,7 +99,7 @@ def compose_programs(
     second: tuple[Sequence[str], str],
     *,
     kind: TaskKind,
-    find_signature: Callable[[str], ToolSignature | None],
+    find_signature: FindSignature,
     yes_no: bool = False,
 ) -> list[tuple[tuple[str, ...], str]]:
     """Plan and program of two plans and programs joined, the likeliest way first; empty if their results cannot be joined.
@@ -150,7 +150,7 @@ def _find_result(lines: Sequence[_Line]) -> _Line | None:
     return next((line for line in lines[:-1] if isinstance(shown, Reference) and line.statement.variable == shown.name), None)
 
 
-def _type_result(statement: Statement, *, kind: TaskKind, find_signature: Callable[[str], ToolSignature | None]) -> str:
+def _type_result(statement: Statement, *, kind: TaskKind, find_signature: FindSignature) -> str:
     """The type of a statement's value, with ``YesNo`` for an expression that answers yes or no."""
     signature = find_signature(statement.tool)
     returns = signature.returns if signature is not None else "Any"
@@ -168,7 +168,7 @@ def _read_expression(statement: Statement) -> str:
     return ""
 
 
-def _find_canvas(lines: Sequence[_Line], result: _Line, *, find_signature: Callable[[str], ToolSignature | None]) -> frozenset[str]:
+def _find_canvas(lines: Sequence[_Line], result: _Line, *, find_signature: FindSignature) -> frozenset[str]:
     """The variables of the statements that make the resulting picture out of the input, one out of the other."""
     makers = {line.statement.variable: line.statement for line in lines}
     found: set[str] = set()

@@ -1,13 +1,11 @@
 """Which step of a program works on the result of which: what reflection, learning and tools without words ask of a syntax tree."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from visloop.assistant.program import Literal, Program, Reference, Statement
-from visloop.tools.base import ToolSignature
+from visloop.tools.base import FindSignature
 from visloop.tools.values import Value, ValueType
-
-FindSignature = Callable[[str], ToolSignature | None]
 
 _REGIONS: tuple[ValueType, ...] = ("Boxes", "Objects")
 _PLACEHOLDER = re.compile(r"\{\s*(\w+)\s*\}")

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from visloop.answers import read_boolean, read_number
 from visloop.assistant.cases import Case, list_learnable_steps
-from visloop.assistant.data_flow import FindSignature, list_references
+from visloop.assistant.data_flow import list_references
 from visloop.assistant.grammar import format_program
 from visloop.assistant.interpreter import Execution, Job, run_programs, run_substitutions
 from visloop.assistant.program import Argument, Program, Reference, Statement
@@ -21,7 +21,7 @@ from visloop.assistant.program import Literal as Constant
 from visloop.assistant.traces import make_trace
 from visloop.ids import make_id, seed_for
 from visloop.records.assistant import Critique, Culprit, Feedback
-from visloop.tools.base import ToolRunner
+from visloop.tools.base import FindSignature, ToolRunner
 from visloop.tools.values import Value
 
 FaultKind = Literal["wrong_result", "wrong_tool", "wrong_argument", "wrong_constant", "missing_step"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import build_lexicon
-from visloop.assistant.proposals import FailedAttempt, FindSignature, find_problems, list_failed_programs, normalize_program, pair_attempts
+from visloop.assistant.proposals import FailedAttempt, find_problems, list_failed_programs, normalize_program, pair_attempts
 from visloop.assistant.retrieval import Encoder, MaskedEncoder, retrieve
 from visloop.chat.base import ChatModel, ChatReply, ChatRequest, Message, Sampling
 from visloop.config_assistant import PlannerConfig
@@ -20,6 +20,7 @@ from visloop.errors import ConfigError, ModelError, ProgramError
 from visloop.ids import seed_for
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Demonstration, DemonstrationKind, Proposal, ProposalStatus, Task
+from visloop.tools.base import FindSignature
 from visloop.tools.signatures import find_signature, list_signatures
 
 _STEP = re.compile(r"^\W*(?:step\s*)?\d+\s*[:.,)*]*\s*(?P<text>\S.*?)\s*$", re.IGNORECASE)

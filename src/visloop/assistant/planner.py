@@ -6,7 +6,7 @@ from pathlib import Path
 
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.llm_planner import LlmPlanner
-from visloop.assistant.proposals import FailedAttempt, FindSignature, Planner, pair_attempts
+from visloop.assistant.proposals import FailedAttempt, Planner, pair_attempts
 from visloop.assistant.retrieval import Encoder, WordEncoder
 from visloop.assistant.search import open_search_planner
 from visloop.assistant.slot_filling import SlotFillingPlanner
@@ -16,6 +16,7 @@ from visloop.config_assistant import EncoderChoice, PlannerChoice, PlannerConfig
 from visloop.errors import ConfigError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Proposal, Task
+from visloop.tools.base import FindSignature
 from visloop.tools.signatures import find_signature
 
 __all__ = ["FailedAttempt", "HybridPlanner", "Planner", "open_encoder", "open_planner"]

@@ -1,7 +1,7 @@
 """What every planner takes and gives, and how a proposed program is judged before it is run."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,9 +12,8 @@ from visloop.assistant.lexicon import Lexicon, split_words
 from visloop.assistant.program import Literal, Program, Reference
 from visloop.errors import ConfigError, ProgramError
 from visloop.records.assistant import Critique, Proposal, Task
-from visloop.tools.base import ToolSignature
+from visloop.tools.base import FindSignature
 
-FindSignature = Callable[[str], ToolSignature | None]
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 

@@ -6,7 +6,7 @@ for become objects that are segmented and filtered, as relations need objects.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
@@ -15,7 +15,7 @@ from visloop.assistant.alignment import find_phrases
 from visloop.assistant.grammar import format_program, parse_program
 from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, split_words
 from visloop.assistant.program import Argument, Literal, Program, Reference, Statement
-from visloop.tools.base import ToolSignature
+from visloop.tools.base import FindSignature, ToolSignature
 from visloop.tools.signatures import SIGNATURES
 
 MOST_BETWEEN: Final = 6
@@ -70,7 +70,7 @@ def _list_words(signature: ToolSignature) -> set[str]:
 
 
 def relate_program(
-    plan: Sequence[str], program: str, *, relation: Relation, find_signature: Callable[[str], ToolSignature | None]
+    plan: Sequence[str], program: str, *, relation: Relation, find_signature: FindSignature
 ) -> tuple[tuple[str, ...], str] | None:
     """Plan and program with every LOC narrowed by the relation; None where there is no LOC, or where a tool is missing.
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 from visloop.answers import normalize_answer, read_boolean, read_number
 from visloop.assistant.cases import Case, Judge, find_statement, list_learnable_steps
-from visloop.assistant.data_flow import FindSignature, list_references
+from visloop.assistant.data_flow import list_references
 from visloop.assistant.interpreter import run_substitutions
 from visloop.assistant.program import Literal as Constant
 from visloop.assistant.program import Reference, Statement
-from visloop.tools.base import ToolCall, ToolRunner
+from visloop.tools.base import FindSignature, ToolCall, ToolRunner
 from visloop.tools.values import Box, Boxes, Objects, Value, VisualObject, overlap_ratio
 
 SOME_OTHER_ANSWER: Final = "something else"

@@ -1,6 +1,6 @@
 """A planner that searches a typed space of programs with a scorer that feedback has taught (author ``search``)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from visloop.assistant.search_scorer import Scorer, load_scorer, start_scorer
 from visloop.assistant.search_space import load_pack
 from visloop.errors import ConfigError
 from visloop.records.assistant import Proposal, Task
-from visloop.tools.base import ToolSignature
+from visloop.tools.base import FindSignature
 from visloop.tools.signatures import find_signature
 
 AUTHOR = "search"
@@ -56,7 +56,7 @@ def _fail(task: Task, error: str) -> Proposal:
 
 
 def open_search_planner(
-    pack: str | Path = "nlvr", *, scorer: Path | None = None, find_tool: Callable[[str], ToolSignature | None] = find_signature
+    pack: str | Path = "nlvr", *, scorer: Path | None = None, find_tool: FindSignature = find_signature
 ) -> SearchPlanner:
     """The planner of a task pack that has learned nothing, or that of a saved scorer.
 

@@ -4,7 +4,7 @@ Both are data. A pack is a folder beside this module (``packs/<name>``) or anywh
 ``function_words.yaml``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from visloop.errors import ConfigError
-from visloop.tools.base import ToolSignature
+from visloop.tools.base import FindSignature
 
 _PACKS = Path(__file__).parent / "packs"
 _STRICT = ConfigDict(extra="forbid")
@@ -109,7 +109,7 @@ def _check(adapter: TypeAdapter[Any], path: Path) -> Any:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def derive_lexicon(space: Space, *, find_signature: Callable[[str], ToolSignature | None]) -> Lexicon:
+def derive_lexicon(space: Space, *, find_signature: FindSignature) -> Lexicon:
     """The words that the tools themselves give: attribute words, targets that a tool's line names, names of tools.
 
     A place or relation that several tools or targets share a word for (``top``) gets the word each time.

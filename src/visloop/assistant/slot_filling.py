@@ -17,7 +17,6 @@ from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import Lexicon, Word, build_lexicon, split_words
 from visloop.assistant.proposals import (
     FailedAttempt,
-    FindSignature,
     find_problems,
     find_unused,
     list_failed_programs,
@@ -30,6 +29,7 @@ from visloop.assistant.templates import Template, build_template
 from visloop.config_assistant import PlannerConfig
 from visloop.errors import ProgramError
 from visloop.records.assistant import Demonstration, Proposal, Task
+from visloop.tools.base import FindSignature
 from visloop.tools.signatures import find_signature
 
 AUTHOR = "slot_filling"

@@ -15,7 +15,6 @@ from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import Lexicon, build_lexicon
 from visloop.assistant.proposals import (
     FailedAttempt,
-    FindSignature,
     find_problems,
     find_unused,
     list_failed_programs,
@@ -29,6 +28,7 @@ from visloop.chat.symbol_rows import SymbolPrompt, WrittenRow
 from visloop.config_assistant import PlannerConfig
 from visloop.errors import ProgramError
 from visloop.records.assistant import Proposal, Task
+from visloop.tools.base import FindSignature
 from visloop.tools.signatures import find_signature, list_signatures
 
 

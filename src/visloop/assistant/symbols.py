@@ -17,9 +17,8 @@ from visloop.assistant.lexicon import split_words
 from visloop.assistant.program import Literal, Program, Reference
 from visloop.errors import ProgramError
 from visloop.records.assistant import TaskKind
-from visloop.tools.base import ToolSignature
+from visloop.tools.base import FindSignature
 
-FindSignature = Callable[[str], ToolSignature | None]
 MOST_PHRASES: Final = 12
 MOST_NUMBERS: Final = 4
 SURPLUS: Final = "<more>"

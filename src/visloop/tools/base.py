@@ -1,6 +1,6 @@
 """The contract of every tool: a signature, and batched calls that never raise for one bad call. No heavy library here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,6 +46,10 @@ class ToolSignature:
         """The tool's line in a prompt: ``NAME(a: Image, b: Text) -> Boxes: what it does``."""
         shown = ", ".join(f"{item.name}: {'|'.join(item.types)}{'' if item.required else ' (optional)'}" for item in self.parameters)
         return f"{self.name}({shown}) -> {self.returns}: {self.doc}"
+
+
+FindSignature = Callable[[str], ToolSignature | None]
+"""What is known of a tool, by name; None for an unknown one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
