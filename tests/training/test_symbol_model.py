@@ -14,11 +14,11 @@ from visloop.assistant.symbol_grammar import SymbolGrammar
 from visloop.assistant.symbols import SymbolRow, encode_instruction, encode_program
 from visloop.chat.symbol_model import SYMBOLS_FILE, SymbolModel, load_symbol_model
 from visloop.chat.symbol_rows import WRITES, SymbolPrompt
+from visloop.embedded.dialogues import IGNORED
 from visloop.embedded.planner_episodes import EpisodeSource
 from visloop.embedded.planner_families import BASE_CONCEPTS, OTHER_CONCEPTS, is_held_out, load_families
 from visloop.embedded.train_planner import (
     ACCEPTED_ROW,
-    IGNORED,
     PlannerRecipe,
     build_model,
     build_vocabulary,

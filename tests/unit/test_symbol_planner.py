@@ -13,7 +13,7 @@ from visloop.assistant.retrieval import WordEncoder
 from visloop.assistant.slot_filling import SlotFillingPlanner
 from visloop.assistant.symbol_planner import SymbolPlanner
 from visloop.assistant.symbols import CLOSE, OPEN
-from visloop.chat.symbol_rows import PROGRAM_START, SymbolPrompt, WrittenRow, code_prompt
+from visloop.chat.symbol_rows import PROGRAM_START, SymbolPrompt, WrittenRow, code_entries
 from visloop.config_assistant import PlannerConfig
 
 POOL = DemonstrationPool((RELATION, COUNT))
@@ -95,7 +95,7 @@ def test_in_the_hybrid_the_lm_writes_where_it_is_sure(chance, author):
 
 def test_positions_begin_anew_so_that_programs_lie_on_each_other():
     ids = {symbol: number for number, symbol in enumerate(("<pad>", "=>", "<end>", "<unknown>", "<kind:vqa>", "a", "b", "X", "Y"))}
-    coded = code_prompt("vqa", [(("a",), ("X", "Y"))], ("a", "b", "strange"), ids=ids)
+    coded = code_entries("vqa", [(("a",), ("X", "Y")), (("a", "b", "strange"), None)], ids=ids)
     assert coded.ids == [4, 5, 1, 7, 8, 2, 5, 6, 3, 1]
     start = PROGRAM_START
     assert coded.positions == [0, start - 2, start - 1, start, start + 1, start + 2, start - 4, start - 3, start - 2, start - 1]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Final
 
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.grammar import parse_program
@@ -17,7 +18,8 @@ from visloop.assistant.program import Literal
 from visloop.errors import ProgramError
 from visloop.tools.signatures import find_signature
 
-_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+WORD: Final = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+"""What is a word of a text."""
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 NUMBERS = {word: number for number, word in enumerate(re.findall(r"\w+", _NUMBER_WORDS))}
 _FUNCTION_WORDS = """
@@ -52,7 +54,7 @@ def split_words(text: str) -> tuple[Word, ...]:
     """The words of ``text`` in order; punctuation is left out."""
     return tuple(
         Word(surface=match.group(), norm=normalize_word(match.group()), start=match.start(), end=match.end())
-        for match in _WORD.finditer(text)
+        for match in WORD.finditer(text)
     )
 
 

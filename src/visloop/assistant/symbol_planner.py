@@ -6,8 +6,9 @@ as the confidence. The LM writes programs alone: the proposal has no plan.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from visloop.assistant.demonstrations import DemonstrationPool
@@ -79,8 +80,9 @@ class SymbolPlanner:
         lexicon = build_lexicon(pool, vocabulary=self.vocabulary)
         encoder = MaskedEncoder(self.encoder, lexicon)
         paired = pair_attempts(tasks, attempts)
-        rows = [self._encode(task.instruction, lexicon) for task in tasks]
-        options = [[*self._choose(task, pool=pool, encoder=encoder, lexicon=lexicon), None] for task in tasks]
+        encode = partial(encode_instruction, words=self.writer.words - lexicon.concepts, is_sure=lexicon.is_sure)
+        rows = [encode(task.instruction) for task in tasks]
+        options = [[*self._choose(task, pool=pool, encoder=encoder, encode=encode), None] for task in tasks]
         prompts = [
             self._make_prompt(task, row, shown) for task, row, choices in zip(tasks, rows, options, strict=True) for shown in choices
         ]
@@ -92,11 +94,7 @@ class SymbolPlanner:
             proposals.append(self._pick(task, row, drafts, lexicon=lexicon, failed=failed))
         return proposals
 
-    def _encode(self, text: str, lexicon: Lexicon) -> SymbolRow:
-        words = self.writer.words - lexicon.concepts
-        return encode_instruction(text, words=words, is_sure=lexicon.is_sure)
-
-    def _choose(self, task: Task, *, pool: DemonstrationPool, encoder: MaskedEncoder, lexicon: Lexicon) -> list["_Shown"]:
+    def _choose(self, task: Task, *, pool: DemonstrationPool, encoder: MaskedEncoder, encode: Callable[[str], SymbolRow]) -> list[_Shown]:
         """The nearest demonstrations of different wordings that the LM can read, the nearest first."""
         entries = pool.find("program", "success", task.kind)
         most = self.config.demonstrations.get(task.kind, 4)
@@ -105,7 +103,7 @@ class SymbolPlanner:
         for entry, _ in reversed(retrieve(task.instruction, entries, encoder=encoder, most=len(entries))):
             if len(found) == most:
                 break
-            row = self._encode(entry.instruction, lexicon)
+            row = encode(entry.instruction)
             try:
                 program = parse_program(entry.program)
                 symbols = encode_program(program, row, find_signature=self.find_signature)
@@ -116,7 +114,7 @@ class SymbolPlanner:
                 found.setdefault(row.symbols, _Shown(entry.id, row.symbols, symbols))
         return list(found.values())
 
-    def _make_prompt(self, task: Task, row: SymbolRow, shown: "_Shown | None") -> SymbolPrompt:
+    def _make_prompt(self, task: Task, row: SymbolRow, shown: _Shown | None) -> SymbolPrompt:
         signatures = [entry for entry in list_signatures(task.kind) if self.find_signature(entry.name) is not None]
         grammar = SymbolGrammar(task.kind, row, signatures=signatures, vocabulary=self.writer.vocabulary, inputs=task.inputs)
         demonstrations = () if shown is None else ((shown.instruction, shown.program),)
@@ -126,7 +124,7 @@ class SymbolPlanner:
         self,
         task: Task,
         row: SymbolRow,
-        drafts: Sequence[tuple["_Shown | None", WrittenRow]],
+        drafts: Sequence[tuple[_Shown | None, WrittenRow]],
         *,
         lexicon: Lexicon,
         failed: frozenset[str],

@@ -7,13 +7,13 @@ what is left to learn is which program a row needs, and which of its symbols goe
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 from visloop.assistant.grammar import format_argument
-from visloop.assistant.lexicon import split_words
+from visloop.assistant.lexicon import WORD, normalize_word, split_words
 from visloop.assistant.program import Literal, Program, Reference
 from visloop.errors import ProgramError
 from visloop.records.assistant import TaskKind
@@ -25,7 +25,7 @@ SURPLUS: Final = "<more>"
 """A phrase or number beyond these: no LM has a symbol for it, so that nothing can be written about it."""
 OPEN, CLOSE, NOTHING, CAPITAL, SPACE = "<text>", "</text>", "<nothing>", "<capital>", "_"
 """Begin and end of a text, an argument that is left out, a capital letter, and a space that is not plain from what stands around it."""
-_PIECE = re.compile(r"\{\w+\}|[^\W_]+(?:['\u2019-][^\W_]+)*|[=!<>]=|[^\w\s]")
+_PIECE = re.compile(rf"\{{\w+\}}|{WORD.pattern}|[=!<>]=|[^\w\s]")
 _COMPARISONS = frozenset({"==", "!=", ">", "<", ">=", "<="})
 _WITHIN = re.compile(r"[\s_-]+")
 """What stands between the words of one phrase."""
@@ -71,7 +71,8 @@ def encode_instruction(text: str, *, words: Collection[str], is_sure: Callable[[
     """
     split = split_words(text)
     kinds = ["n" if word.norm.isdigit() else "t" if word.norm in words else "s" if is_sure(word.norm) else "u" for word in split]
-    for index in _list_glued(text):
+    glued = _list_glued(text)
+    for index in glued:
         kinds[index] = kinds[index + 1] = "u"
     units: list[tuple[str, int, int]] = []
     phrases, numbers, start = 0, 0, 0
@@ -86,17 +87,17 @@ def encode_instruction(text: str, *, words: Collection[str], is_sure: Callable[[
             stop = start + 1
             while stop < len(split) and kinds[stop] in "su" and _WITHIN.fullmatch(text[split[stop - 1].end : split[stop].start]):
                 stop += 1
-            sign, end = _cut_phrase(text, kinds, start, stop)
+            sign, end = _cut_phrase(text, kinds, glued, start, stop)
             units.append((f"<{sign}{phrases}>" if phrases < MOST_PHRASES else SURPLUS, start, end))
             phrases, start = phrases + 1, end
     return SymbolRow(text, tuple(word.norm for word in split), tuple(units))
 
 
-def _cut_phrase(text: str, kinds: Sequence[str], start: int, stop: int) -> tuple[str, int]:
+def _cut_phrase(text: str, kinds: Sequence[str], glued: Collection[int], start: int, stop: int) -> tuple[str, int]:
     """Kind and end of the phrase that begins at ``start`` in a run of concept words and unknown ones up to ``stop``: unknown words, sure
     ones, and one unknown noun behind the last. The first word of a sentence is a verb rather; unknown words alone are a phrase behind a
     determiner, and behind others each is a phrase. A name as ``party_popper`` is a phrase of its own."""
-    glued, words = _list_glued(text), split_words(text)
+    words = split_words(text)
     begins = start == 0 or _SENTENCE_END.search(text[words[start - 1].end : words[start].start]) is not None
     name = start + 1
     while name - 1 in glued:
@@ -125,6 +126,10 @@ def encode_program(program: Program, row: SymbolRow, *, find_signature: FindSign
     Raises:
         ProgramError: a tool that there is not.
     """
+    phrases = [(unit, row.norms[start:stop]) for unit, start, stop in row.units if unit[:2] in ("<p", "<u")]
+    phrases.sort(key=lambda phrase: -len(phrase[1]))
+    # of equal numbers the first
+    numbers = {row.norms[start]: unit for unit, start, _ in reversed(row.units) if unit.startswith("<n")}
     names: dict[str, str] = {}
     symbols: list[str] = []
     for number, statement in enumerate(program.statements):
@@ -137,18 +142,19 @@ def encode_program(program: Program, row: SymbolRow, *, find_signature: FindSign
                 case Reference(name):
                     symbols.append(names.get(name, name))
                 case Literal(str() as text):
-                    symbols += [OPEN, *_encode_text(text, row, names), CLOSE]
+                    symbols += [OPEN, *_encode_text(text, phrases, numbers, names), CLOSE]
                 case None | Literal(None):
                     symbols.append(NOTHING)
                 case Literal(value):
-                    symbols.append(_list_numbers(row).get(str(value), str(value)))
+                    symbols.append(numbers.get(str(value), str(value)))
         names[statement.variable] = f"v{number}"
     return tuple(symbols)
 
 
-def _encode_text(text: str, row: SymbolRow, names: dict[str, str]) -> list[str]:
-    phrases = sorted(((unit, row.norms[start:stop]) for unit, start, stop in row.units if unit[:2] in ("<p", "<u")), key=_longest_first)
-    numbers = _list_numbers(row)
+def _encode_text(
+    text: str, phrases: Sequence[tuple[str, tuple[str, ...]]], numbers: Mapping[str, str], names: Mapping[str, str]
+) -> list[str]:
+    """A text with the symbols of an instruction's phrases (longest first) and numbers, and of variables, in their places."""
     found = [(match.group(), match.start() > 0 and text[match.start() - 1] in " _\t\n") for match in _PIECE.finditer(text)]
     symbols: list[str] = []
     index, after_word = 0, False
@@ -168,7 +174,7 @@ def _encode_text(text: str, row: SymbolRow, names: dict[str, str]) -> list[str]:
         run = index
         while run < len(found) and _is_word(found[run][0]) and (run == index or found[run][1]):
             run += 1
-        norms = tuple(_norm_of(word) for word, _ in found[index:run])
+        norms = tuple(normalize_word(word) for word, _ in found[index:run])
         unit = next(((unit, words) for unit, words in phrases if norms[: len(words)] == words), None)
         if unit is not None:
             symbols.append(unit[0])
@@ -181,11 +187,6 @@ def _encode_text(text: str, row: SymbolRow, names: dict[str, str]) -> list[str]:
     return symbols
 
 
-def _list_numbers(row: SymbolRow) -> dict[str, str]:
-    """The symbols of an instruction's numbers, by digits; of equal ones the first."""
-    return {row.norms[start]: unit for unit, start, _ in reversed(row.units) if unit.startswith("<n")}
-
-
 def _is_constant(piece: str, before: str) -> bool:
     """Whether a digit is what yes and no are counted with (``1 if {A} > 0 else 0``), and not the number of an instruction."""
     return (piece == "0" and before in (">", "else")) or (piece == "1" and before not in _COMPARISONS)
@@ -193,14 +194,6 @@ def _is_constant(piece: str, before: str) -> bool:
 
 def _is_word(piece: str) -> bool:
     return piece[0].isalnum() and not piece.isdigit()
-
-
-def _longest_first(phrase: tuple[str, tuple[str, ...]]) -> int:
-    return -len(phrase[1])
-
-
-def _norm_of(word: str) -> str:
-    return next((entry.norm for entry in split_words(word)), word)
 
 
 def decode_program(symbols: Sequence[str], row: SymbolRow, *, kind: TaskKind, find_signature: FindSignature) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from visloop.chat.loads import note_load
-from visloop.chat.symbol_rows import END, PAD, PROGRAM_START, UNKNOWN, WRITES, Coded, Grammar, SymbolPrompt, WrittenRow, code_prompt
+from visloop.chat.symbol_rows import END, PAD, PROGRAM_START, UNKNOWN, WRITES, Coded, Grammar, SymbolPrompt, WrittenRow, code_entries
 from visloop.chat.weights import name_model, resolve_model
 from visloop.errors import ModelError
 
@@ -34,7 +34,7 @@ class SymbolModel:
 
         Prompts of like length share a batch. A row ends when its grammar is done, or after ``most`` symbols.
         """
-        coded = [code_prompt(prompt.kind, prompt.shown, prompt.asked, ids=self._ids) for prompt in prompts]
+        coded = [code_entries(prompt.kind, (*prompt.shown, (prompt.asked, None)), ids=self._ids) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(coded[index].ids))
         rows: dict[int, WrittenRow] = {}
         for start in range(0, len(order), self._batch_size):
@@ -87,7 +87,7 @@ class SymbolModel:
 
 
 def load_symbol_model(name: str) -> SymbolModel:
-    """Load by a shipped name (``embedded/planner``), a folder or a hub id; on the CPU, where so small a model is fastest.
+    """Load by a shipped name (``embedded/planner``) or a folder; on the CPU, where so small a model is fastest.
 
     Raises:
         ModelError: nothing to load there, or not a LlamaForCausalLM with its symbols.

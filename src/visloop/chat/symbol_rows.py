@@ -53,11 +53,11 @@ class Coded:
     positions: list[int]
 
 
-def code_prompt(kind: str, shown: Sequence[tuple[Sequence[str], Sequence[str]]], asked: Sequence[str], *, ids: Mapping[str, int]) -> Coded:
-    """Ids and positions of demonstrations and of the instruction behind them, up to where its program begins."""
+def code_entries(kind: str, entries: Sequence[tuple[Sequence[str], Sequence[str] | None]], *, ids: Mapping[str, int]) -> Coded:
+    """Ids and positions of instructions with their programs; the last program may be None: it begins behind them."""
     unknown = ids[UNKNOWN]
     coded = Coded(ids=[ids[name_kind(kind)]], positions=[0])
-    for instruction, program in (*shown, (asked, None)):
+    for instruction, program in entries:
         row = [*(ids.get(symbol, unknown) for symbol in instruction), ids[WRITES]]
         coded.ids.extend(row)
         coded.positions.extend(max(0, place) for place in range(PROGRAM_START - len(row), PROGRAM_START))

@@ -26,9 +26,10 @@ from visloop.assistant.slot_filling import SlotFillingPlanner
 from visloop.assistant.symbol_planner import SymbolPlanner
 from visloop.assistant.symbols import CAPITAL, CLOSE, MOST_NUMBERS, MOST_PHRASES, NOTHING, OPEN, SPACE
 from visloop.chat.symbol_model import SYMBOLS_FILE, load_symbol_model
-from visloop.chat.symbol_rows import END, PAD, UNKNOWN, WRITES, code_prompt, name_kind
+from visloop.chat.symbol_rows import END, PAD, UNKNOWN, WRITES, code_entries, name_kind
 from visloop.config_assistant import PlannerConfig
 from visloop.embedded.card import CardFacts, Table, read_finished, write_card, write_figures
+from visloop.embedded.dialogues import IGNORED
 from visloop.embedded.planner_episodes import KINDS, EpisodeSource
 from visloop.embedded.planner_exam import WORDS, examine_planners
 from visloop.embedded.planner_families import WORDINGS, load_families
@@ -38,11 +39,11 @@ from visloop.errors import TrainingError
 from visloop.tools.signatures import SIGNATURES
 
 VARIABLES: Final = 24
-IGNORED: Final = -100
 ACCEPTED_ROW: Final = "known family, base wording: seeds"
 _SAMPLED = 6000
 """Episodes whose programs give the vocabulary its words and signs."""
-_POOL = 16
+_POOL = 384
+"""Episodes that are drawn at a time: sorted by length before they are cut into batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +137,7 @@ def draw_batches(
     """Ids, positions and labels (rows, length) without end; rows of a batch are of like length."""
     rng = random.Random(seed)
     while True:
-        rows = sorted((_draw_row(source, ids, rng, copying=copying) for _ in range(_POOL * 24)), key=lambda row: len(row.ids))
+        rows = sorted((_draw_row(source, ids, rng, copying=copying) for _ in range(_POOL)), key=lambda row: len(row.ids))
         batches: list[list[_Row]] = [[]]
         for row in rows:
             batches[-1].append(row)
@@ -148,18 +149,16 @@ def draw_batches(
 
 def _draw_row(source: EpisodeSource, ids: dict[str, int], rng: random.Random, *, copying: bool) -> _Row:
     kind, entries = source.draw(rng, copying=copying)
-    *shown, asked = entries
-    # the asked one as a demonstration as well: its program is what is learned
-    coded = code_prompt(kind, [(entry.instruction, entry.program) for entry in entries], (), ids=ids)
-    end = len(coded.ids) - 1  # without the empty instruction behind it
-    labels = [IGNORED] * end
-    stop = end
-    for entry in (asked, *reversed(shown)):
-        start = stop - len(entry.program) - 1
+    coded = code_entries(kind, [(entry.instruction, entry.program) for entry in entries], ids=ids)
+    labels = [IGNORED] * len(coded.ids)
+    start = 1
+    for entry in entries:
+        start += len(entry.instruction) + 1
+        stop = start + len(entry.program) + 1
         if entry.learned:
             labels[start:stop] = coded.ids[start:stop]
-        stop = start - len(entry.instruction) - 1
-    return _Row(coded.ids[:end], coded.positions[:end], labels)
+        start = stop
+    return _Row(coded.ids, coded.positions, labels)
 
 
 def _collate(rows: list[_Row]) -> tuple[Tensor, Tensor, Tensor]:
