@@ -17,7 +17,7 @@ from visloop.assistant.templates import ATTRIBUTES, PLACES
 from visloop.embedded.planner_families import BASE_CONCEPTS, OTHER_CONCEPTS, PlannerFamily, draw_slots
 from visloop.embedded.planner_inventions import Inventor
 from visloop.records.assistant import TaskKind
-from visloop.scenes.workshop_families import fill_slots
+from visloop.scenes.workshop_families import SLOT, fill_slots
 from visloop.tools.signatures import find_signature
 
 KINDS: Final[dict[TaskKind, float]] = {"vqa": 1.0, "multi_image": 0.8, "editing": 1.0, "tagging": 0.8}
@@ -41,7 +41,7 @@ class EpisodeSource:
 
     def __init__(self, families: Sequence[PlannerFamily]) -> None:
         self._families = {kind: [family for family in families if family.kind == kind] for kind in KINDS}
-        said = {word.norm for family in families for text in family.wordings for word in split_words(_without_slots(text))}
+        said = {word.norm for family in families for text in family.wordings for word in split_words(SLOT.sub(" ", text))}
         words = said | PLACES | ATTRIBUTES | FUNCTION_WORDS
         self.words = frozenset(word for word in words if word not in _CONCEPTS and not word.isdigit())
         self._sorted = tuple(sorted(self.words))
@@ -94,8 +94,3 @@ class EpisodeSource:
 
 def _fill(wording: str, lines: Sequence[str], slots: dict[str, str]) -> Text:
     return fill_slots(wording, slots), "\n".join(fill_slots(line, slots) for line in lines)
-
-
-def _without_slots(text: str) -> str:
-    parts = text.split("<")
-    return " ".join([parts[0], *(part.partition(">")[2] for part in parts[1:])])

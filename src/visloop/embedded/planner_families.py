@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +18,10 @@ from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import normalize_word, pluralize_word
 from visloop.errors import ConfigError, ProgramError
 from visloop.records.assistant import TaskKind
+from visloop.scenes.statement_draws import INPUTS, NUMBERS, number_slots
+from visloop.scenes.tasks_vqa import CROPS
 from visloop.scenes.workshop import BASE_WORDS, NOVEL_WORDS
-from visloop.scenes.workshop_families import add_article, fill_slots
+from visloop.scenes.workshop_families import SLOT, fill_slots, form_slots
 from visloop.scenes.workshop_tasks import FAMILIES, draw_case
 from visloop.scenes.world import Attribute
 from visloop.tools.signatures import find_signature
@@ -31,11 +34,8 @@ EMOJIS: Final = (
     *("thumbs up", "crying face", "pizza", "clown face", "balloon"),
 )
 SETS: Final = ("garden", "kitchen", "north", "river", "alpha", "moon", "forest", "royal", "old", "delta", "winter", "harbor")
-DIRECTIONS: Final = {"left of": "CROP_LEFTOF", "right of": "CROP_RIGHTOF", "above": "CROP_ABOVE", "below": "CROP_BELOW"}
-NUMBERS: Final = ("zero", "one", "two", "three", "four", "five", "six")
 BASE_CONCEPTS: Final = frozenset(normalize_word(word) for words in BASE_WORDS.values() for word in words)
 OTHER_CONCEPTS: Final = tuple(sorted({normalize_word(word) for words in NOVEL_WORDS.values() for word in words} | set(INVENTED)))
-_SLOT = re.compile(r"<(\w+)>")
 _VARIABLE = re.compile(r"\b(?:BOX|OBJ|IMAGE|ANSWER|LIST|LEFT|MIDDLE|RIGHT|FINAL_\w+)\d*\b|\bX\d+\b")
 _CASES = 120
 
@@ -66,34 +66,22 @@ def draw_slots(rng: random.Random) -> dict[str, str]:
     slots: dict[str, str] = {}
     for name in "abc":
         phrase = _draw_phrase(rng)
-        article = add_article(phrase)
-        slots |= {
-            name: phrase,
-            f"an_{name}": article,
-            f"an_{name}_start": article[0].upper() + article[1:],
-            f"{name}s": pluralize_word(phrase),
-        }
-    direction, digit = rng.choice(list(DIRECTIONS)), rng.randrange(len(NUMBERS))
-    emoji, (first, second) = rng.choice(EMOJIS), rng.sample(["LEFT", "MIDDLE", "RIGHT"], 2)
-    one = digit == 1
+        slots |= form_slots(name, single=phrase, plural=pluralize_word(phrase))
+    direction, digit = rng.choice(list(CROPS)), rng.randrange(len(NUMBERS))
+    emoji, (first, second) = rng.choice(EMOJIS), rng.sample(INPUTS, 2)
     return slots | {
         "direction": direction,
-        "crop": DIRECTIONS[direction],
-        "number": NUMBERS[digit],
-        "digit": str(digit),
+        "crop": CROPS[direction],
+        **number_slots(digit),
         "emoji": emoji.replace(" ", "_") if rng.random() < 0.6 else emoji,
         "set": rng.choice(SETS),
         **{"P": first, "p": first.lower(), "Q": second, "q": second.lower(), "end": "top", "END": "TOP"},
         "target": rng.choice(("wall", "corner", "top", "bottom")),
         "color": rng.choice([*BASE_WORDS["color"], *NOVEL_WORDS["color"]]),
-        "pictures": "picture" if one else "pictures",
-        "contain": "contains" if one else "contain",
-        "have": "has" if one else "have",
-        "are": "is" if one else "are",
     }
 
 
-_PHRASE_SLOTS = frozenset(form for name in "abc" for form in (name, f"an_{name}", f"an_{name}_start", f"{name}s"))
+_PHRASE_SLOTS = frozenset(form for name in "abc" for form in form_slots(name, single="x", plural="xs"))
 
 
 def _draw_phrase(rng: random.Random) -> str:
@@ -143,7 +131,12 @@ def load_families(*, seed: int = 0) -> list[PlannerFamily]:
 
 def is_held_out(kind: TaskKind, lines: Sequence[str]) -> bool:
     """Whether a program is that of a held-out family: the same tools with the same texts."""
-    return any(_form(lines) == _form(family.program) for family in FAMILIES[kind] if family.held_out)
+    return _form(lines) in _list_held_out_forms(kind)
+
+
+@cache
+def _list_held_out_forms(kind: TaskKind) -> frozenset[tuple[str, ...]]:
+    return frozenset(_form(family.program) for family in FAMILIES[kind] if family.held_out)
 
 
 def _bare(text: str) -> str:
@@ -153,7 +146,7 @@ def _bare(text: str) -> str:
 def _form(lines: Sequence[str]) -> tuple[str, ...]:
     """Equal for programs that call the same tools with the same texts, up to names of slots and variables and the order of lines."""
     names: dict[str, str] = {}
-    text = _SLOT.sub(lambda match: names.setdefault(match[1], f"s{len(names)}"), "\n".join(lines))
+    text = SLOT.sub(lambda match: names.setdefault(match[1], f"s{len(names)}"), "\n".join(lines))
     return tuple(sorted(_VARIABLE.sub("V", text).splitlines()))
 
 

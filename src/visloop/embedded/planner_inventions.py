@@ -15,7 +15,8 @@ from visloop.assistant.program import TASK_INPUTS
 from visloop.embedded.planner_families import PlannerFamily, draw_slots, is_held_out
 from visloop.errors import ProgramError
 from visloop.records.assistant import TaskKind
-from visloop.scenes.workshop_families import fill_slots
+from visloop.scenes.tasks_vqa import CROPS
+from visloop.scenes.workshop_families import SLOT, fill_slots
 from visloop.tools.base import Parameter, ToolSignature
 from visloop.tools.signatures import find_signature, list_signatures
 
@@ -25,13 +26,12 @@ _OTHER_SLOTS: Final = {
     **{"END": "<end>", "target": "<target>", "color": "<color>"},
 }
 """Slots of programs, and how an instruction says them."""
-_SLOT = re.compile(r"<(\w+)>")
 _OPERATOR = re.compile(r" (==|!=|>=|<=|>|<|\+|-|and|or|xor) ")
 _DIGIT = re.compile(r"(?<![\w{])\d(?!\w)")
 _CROP = re.compile(r"=(?:CROP\w*|<crop>)\(")
 _QUESTION = re.compile(r"question='[^']*'")
 _COMPARISONS: Final = ("==", "!=", ">", "<", ">=", "<=")
-_CROPS: Final = ("CROP", "CROP_ABOVE", "CROP_BELOW", "CROP_LEFTOF", "CROP_RIGHTOF", "<crop>")
+_CROPS: Final = ("CROP", *sorted(CROPS.values()), "<crop>")
 _TARGETS: Final = ("wall", "corner", "top", "bottom", "left", "right")
 
 
@@ -47,7 +47,7 @@ class Inventor:
         lines: tuple[str, ...] = ()
         while not lines or is_held_out(kind, lines):
             lines = self._change(rng.choice(self.families[kind]).program, rng, kind) if rng.random() < 0.6 else self._compose(rng, kind)
-        used = set(_SLOT.findall("\n".join(lines)))
+        used = set(SLOT.findall("\n".join(lines)))
         needed = [rng.choice((f"<{name}>", f"<an_{name}>", f"<{name}s>")) for name in _PHRASES if name in used]
         needed += [said for name, said in _OTHER_SLOTS.items() if name in used]
         rng.shuffle(needed)

@@ -12,7 +12,7 @@ from visloop.scenes.world import Objects
 INPUTS: Final = ("LEFT", "MIDDLE", "RIGHT")
 _BLOCK_COLORS: Final = ("yellow", "black", "blue")
 _BLOCK_SHAPES: Final = ("square", "triangle", "circle")
-_NUMBERS: Final = ("zero", "one", "two", "three", "four", "five", "six")
+NUMBERS: Final = ("zero", "one", "two", "three", "four", "five", "six")
 _MOST: Final = 6
 
 
@@ -59,11 +59,14 @@ def draw_total_count(draw: Draw) -> Case | None:
     total = number if draw.positive else draw.rng.choice((number - 1, number + 1))
     phrase = draw_phrase(draw, focus=draw.focus)
     counts = draw.rng.choice([counts for counts in product(range(4), repeat=3) if sum(counts) == total])
-    return _finish(draw, _show(draw, phrase, counts), name_slots(a=phrase) | _number(number), list_words(phrase))
+    return _finish(draw, _show(draw, phrase, counts), name_slots(a=phrase) | number_slots(number), list_words(phrase))
 
 
-def _number(number: int) -> dict[str, str]:
-    return {"number": _NUMBERS[number], "digit": str(number)}
+def number_slots(number: int) -> dict[str, str]:
+    """The slots of a number of pictures, and of the words that agree with it."""
+    one = number == 1
+    agreeing = {"pictures": "picture" if one else "pictures", "contain": "contains" if one else "contain"}
+    return {"number": NUMBERS[number], "digit": str(number), **agreeing, "have": "has" if one else "have", "are": "is" if one else "are"}
 
 
 def draw_any_picture(draw: Draw) -> Case | None:
@@ -130,9 +133,7 @@ def draw_touching(draw: Draw) -> Case | None:
         if box is None:
             return None
         boxes.append(box)
-    one = number == 1
-    slots = name_slots(a=phrase) | _number(number) | {"target": target, "pictures": "picture" if one else "pictures"}
-    slots |= {"contain": "contains" if one else "contain", "have": "has" if one else "have", "are": "is" if one else "are"}
+    slots = name_slots(a=phrase) | number_slots(number) | {"target": target}
     return _finish(draw, tuple(boxes), slots, list_words(phrase))
 
 

@@ -24,7 +24,8 @@ from visloop.scenes.workshop_families import (
 from visloop.scenes.world import Attribute
 
 _LAST = "Visualize results."
-_CROPS: Final = {"left of": "CROP_LEFTOF", "right of": "CROP_RIGHTOF", "above": "CROP_ABOVE", "below": "CROP_BELOW"}
+CROPS: Final = {"left of": "CROP_LEFTOF", "right of": "CROP_RIGHTOF", "above": "CROP_ABOVE", "below": "CROP_BELOW"}
+"""The tool for each direction, as instructions say it."""
 _COUNTS: Final = ("0", "1", "2", "3", "4")
 
 
@@ -78,7 +79,7 @@ def _draw_relation(draw: Draw) -> Case | None:
     pair = _draw_pair(draw)
     if pair is None:
         return None
-    direction = draw.rng.choice(list(_CROPS))
+    direction = draw.rng.choice(list(CROPS))
     cells = deal_cells(draw)
     center = cells.pop()
     sides = [cell for cell in cells if _lies(cell, direction if draw.positive else _opposite(direction), center)]
@@ -89,7 +90,7 @@ def _draw_relation(draw: Draw) -> Case | None:
         planted.append(fill_object(draw, pair[0], cell=sides[0]))
         cells.remove(sides[0])
     others = draw_others(draw, avoid=pair, cells=cells[: draw.rng.randint(1, 4)])
-    slots = name_slots(a=pair[0], b=pair[1]) | {"direction": direction, "crop": _CROPS[direction]}
+    slots = name_slots(a=pair[0], b=pair[1]) | {"direction": direction, "crop": CROPS[direction]}
     return Case(
         slots=slots, scene=finish_scene(draw, (tuple(planted + others),)), answer=_answer(draw.positive), concepts=list_words(*pair)
     )
@@ -105,7 +106,7 @@ def _draw_hop(draw: Draw) -> Case | None:
     else:
         kind = Filter(**{name: draw.words.choice([word for word in BASE_WORDS[name] if word != "plain"])})
     mark = draw_phrase(draw, focus=focuses[1])
-    direction = draw.rng.choice(list(_CROPS))
+    direction = draw.rng.choice(list(CROPS))
     cells = deal_cells(draw)
     center = cells.pop()
     near = [cell for cell in cells if _lies(cell, direction, center)]
@@ -121,7 +122,7 @@ def _draw_hop(draw: Draw) -> Case | None:
     taken = {(entry.column, entry.row) for entry in planted}
     free = [cell for cell in cells if cell not in taken]
     others = draw_others(draw, avoid=[kind, mark], cells=free[: draw.rng.randint(1, 3)])
-    slots = name_slots(a=kind, b=mark) | {"direction": direction, "crop": _CROPS[direction]}
+    slots = name_slots(a=kind, b=mark) | {"direction": direction, "crop": CROPS[direction]}
     return Case(slots=slots, scene=finish_scene(draw, (tuple(planted + others),)), answer=answer, concepts=list_words(kind, mark))
 
 

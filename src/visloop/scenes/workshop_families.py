@@ -16,7 +16,8 @@ from visloop.scenes.world import ATTRIBUTES, Attribute, Objects, Scene, SceneObj
 Cell = tuple[int, int]
 """(column, row), from 1."""
 
-_SLOT = re.compile(r"<(\w+)>")
+SLOT: Final = re.compile(r"<(\w+)>")
+"""A slot of a text, by name."""
 _PHRASES: Final[tuple[tuple[float, tuple[Attribute, ...]], ...]] = (
     (0.3, ("shape",)),
     (0.38, ("color", "shape")),
@@ -93,7 +94,7 @@ def fill_slots(text: str, slots: Mapping[str, str]) -> str:
             raise ConfigError(f"nothing fills slot {match.group()} of {text!r}; filled are {sorted(slots)}")
         return slots[match.group(1)]
 
-    return _SLOT.sub(find_slot, text)
+    return SLOT.sub(find_slot, text)
 
 
 def add_article(phrase: str) -> str:
@@ -108,9 +109,14 @@ def name_slots(**phrases: Filter) -> dict[str, str]:
     for name, wanted in phrases.items():
         single = phrase_filter(wanted, spec=WORKSHOP, noun=NOUN)
         counted = phrase_filter(wanted, spec=WORKSHOP, plural=True, noun=NOUN)
-        article = add_article(single)
-        slots |= {name: single, f"an_{name}": article, f"an_{name}_start": article[0].upper() + article[1:], f"{name}s": counted}
+        slots |= form_slots(name, single=single, plural=counted)
     return slots
+
+
+def form_slots(name: str, *, single: str, plural: str) -> dict[str, str]:
+    """The slots of one phrase, see ``name_slots``."""
+    article = add_article(single)
+    return {name: single, f"an_{name}": article, f"an_{name}_start": article[0].upper() + article[1:], f"{name}s": plural}
 
 
 def list_words(*phrases: Filter) -> tuple[str, ...]:
