@@ -31,14 +31,14 @@ from visloop.evaluation.assistant import make_feedback, score_task
 from visloop.records.assistant import Critique, Proposal, TaskKind, TaskTruth, Trace
 from visloop.scenes.pictures import encode_png
 from visloop.scenes.tasks_tagging import FACTS
-from visloop.scenes.workshop import BASE_WORDS
+from visloop.scenes.workshop import BASE_VOCABULARY, BASE_WORDS
 from visloop.scenes.workshop_tasks import list_families, make_tasks
 from visloop.tools.pictures import prepare_image
 from visloop.tools.toolbox import Toolbox, open_toolbox
 
 RESULTS = Path(__file__).parent / "results" / "blame.json"
 KINDS: tuple[TaskKind, ...] = ("vqa", "multi_image", "editing", "tagging")
-ANSWERS = ("yes", "no", *(word for words in BASE_WORDS.values() for word in words))
+ANSWERS = ("yes", "no", *BASE_VOCABULARY)
 
 
 @dataclass(frozen=True)

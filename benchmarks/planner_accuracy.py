@@ -21,7 +21,8 @@ from visloop.assistant.planner import open_planner
 from visloop.assistant.retrieval import Encoder, MaskedEncoder, WordEncoder, retrieve
 from visloop.config_assistant import PlannerChoice, PlannerConfig, WriterChoice
 from visloop.embedded.card import Table, format_table
-from visloop.embedded.planner_exam import CASE_SEED, WORDS, Case, draw_cases, examine_planners
+from visloop.embedded.planner_exam import CASE_SEED, Case, draw_cases, examine_planners
+from visloop.scenes.workshop import BASE_VOCABULARY
 from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.scenes.workshop_tasks import find_family
 
@@ -29,13 +30,13 @@ RESULTS = Path(__file__).parent / "results" / "planner_accuracy.json"
 CHOICES = {"slot filling": PlannerChoice.slot_filling, "LM": PlannerChoice.llm, "hybrid": PlannerChoice.hybrid}
 
 
-def measure_planners(count: int) -> tuple[Table, dict[str, float]]:
-    """The table, and CPU milliseconds per proposal."""
+def measure_planners(cases: list[Case], *, count: int) -> tuple[Table, dict[str, float]]:
+    """The table for ``count`` tasks per kind, and CPU milliseconds per proposal for ``cases``."""
     planners = {
-        name: open_planner(PlannerConfig(choice=choice, writer=WriterChoice.embedded), vocabulary=WORDS) for name, choice in CHOICES.items()
+        name: open_planner(PlannerConfig(choice=choice, writer=WriterChoice.embedded), vocabulary=BASE_VOCABULARY)
+        for name, choice in CHOICES.items()
     }
     table = examine_planners(planners, count=count)
-    cases = draw_cases(count, seed=CASE_SEED)
     pool = DemonstrationPool(seed_demonstrations())
     costs = {}
     for name, planner in planners.items():
@@ -50,7 +51,7 @@ def measure_retrieval(cases: list[Case]) -> dict[str, dict[str, float]]:
     pool = DemonstrationPool(seed_demonstrations())
     encoders: dict[str, Encoder] = {
         "words, raw": WordEncoder(),
-        "words, concepts masked": MaskedEncoder(WordEncoder(), build_lexicon(pool, vocabulary=WORDS)),
+        "words, concepts masked": MaskedEncoder(WordEncoder(), build_lexicon(pool, vocabulary=BASE_VOCABULARY)),
     }
     found: dict[str, dict[str, float]] = {}
     for name, encoder in encoders.items():
@@ -71,8 +72,9 @@ def _list_tools(program: str) -> list[str]:
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 120
     torch.set_num_threads(1)
-    table, costs = measure_planners(count)
-    retrieval = measure_retrieval(draw_cases(count, seed=CASE_SEED))
+    cases = draw_cases(count, seed=CASE_SEED)
+    table, costs = measure_planners(cases, count=count)
+    retrieval = measure_retrieval(cases)
     result = {
         "benchmark": "planner_accuracy",
         "tasks_per_kind": count,

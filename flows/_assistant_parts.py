@@ -21,7 +21,7 @@ from visloop.assistant.runs import CycleParts
 from visloop.chat.base import ChatModel
 from visloop.chat.factory import cached_chat
 from visloop.config import Config
-from visloop.config_assistant import AssistantConfig, CriticChoice, ListBackend, PlannerChoice, WriterChoice
+from visloop.config_assistant import AssistantConfig, CriticChoice, ListBackend, WriterChoice
 from visloop.datasets.image_search import FolderImageSearch
 from visloop.datasets.images import store_picture
 from visloop.datasets.lvis import read_lvis
@@ -35,7 +35,7 @@ from visloop.records.assistant import Feedback, Instance, Task, TaskTruth, Trace
 from visloop.records.reasoning import Sample
 from visloop.records.shards import write_bytes
 from visloop.scenes.tasks_tagging import FACTS
-from visloop.scenes.workshop import BASE_WORDS
+from visloop.scenes.workshop import BASE_VOCABULARY, BASE_WORDS
 from visloop.tools.base import ToolCall
 from visloop.tools.pictures import prepare_image
 from visloop.tools.prompt_pool import PromptPool
@@ -135,10 +135,9 @@ class Workbench:
         """Everything for ``visloop.assistant.cycle``."""
         assistant, prompts = self.assistant, PromptSet("full")
         learning = assistant.learning
-        words = frozenset(word for group in BASE_WORDS.values() for word in group)
         return CycleParts(
             planner=open_planner(
-                assistant.planner, chat=self.chat, prompts=prompts, vocabulary=words, find_signature=self.tools.find_signature
+                assistant.planner, chat=self.chat, prompts=prompts, vocabulary=BASE_VOCABULARY, find_signature=self.tools.find_signature
             ),
             tools=self.tools,
             critic=open_critic(assistant.reflection, chat=self.chat, prompts=prompts),
@@ -246,7 +245,7 @@ def needs_llm(config: Config) -> bool:
     """Whether planner, critic or LIST asks an LLM."""
     assistant = config.assistant
     return (
-        (assistant.planner.choice in (PlannerChoice.llm, PlannerChoice.hybrid) and assistant.planner.writer is WriterChoice.chat)
+        assistant.planner.asks(WriterChoice.chat)
         or assistant.reflection.critic is CriticChoice.llm
         or assistant.tools.names is ListBackend.chat
     )

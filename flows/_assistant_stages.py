@@ -169,9 +169,8 @@ def part_inputs(assistant: AssistantConfig) -> dict[str, Path]:
     """What a stage that plans and runs programs reads besides tasks and pools: models, and the scorer of the program search."""
     planner = assistant.planner
     scorer = {"scorer": Path(planner.scorer)} if planner.choice is PlannerChoice.search and planner.scorer else {}
-    asked = planner.choice in (PlannerChoice.llm, PlannerChoice.hybrid) and planner.writer is WriterChoice.embedded
-    source = Path(resolve_model(planner.lm)) if asked else Path()
-    return {**tool_inputs(assistant), **scorer, **({"planner": source} if asked and source.is_dir() else {})}
+    lm = {"planner": Path(resolve_model(planner.lm))} if planner.asks(WriterChoice.embedded) else {}
+    return {**tool_inputs(assistant), **scorer, **{role: source for role, source in lm.items() if source.is_dir()}}
 
 
 def _learning_config(config: Config) -> dict[str, Any]:

@@ -6,6 +6,8 @@ Numbers here are neutral starts; the papers' numbers and the embedded default's 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from visloop.errors import ConfigError
+
 
 class RegionBackend(Enum):
     """Who finds regions (LOC, SEG). ``proposals``: connected regions named by CLIP; the others are models of their own."""
@@ -211,6 +213,20 @@ class PlannerConfig:
     min_confidence: float = 0.7
     min_lm_confidence: float = 0.9
     scorer: str = ""
+
+    def count_shown(self, kind: str) -> int:
+        """How many successes an LLM is shown for tasks of a kind.
+
+        Raises:
+            ConfigError: no number for it.
+        """
+        if kind not in self.demonstrations:
+            raise ConfigError(f"planner.demonstrations: no number for {kind} tasks; known: {', '.join(self.demonstrations)}")
+        return self.demonstrations[kind]
+
+    def asks(self, writer: WriterChoice) -> bool:
+        """Whether programs are written by this LLM."""
+        return self.choice in (PlannerChoice.llm, PlannerChoice.hybrid) and self.writer is writer
 
 
 @dataclass

@@ -117,9 +117,7 @@ class LlmPlanner:
         self, task: Task, kind: DemonstrationKind, *, pool: DemonstrationPool, encoder: Encoder
     ) -> tuple[list[Demonstration], list[Demonstration]]:
         """Successes and failures to show, most similar last; no failures before their pool is large enough."""
-        most = self.config.demonstrations.get(task.kind)
-        if most is None:
-            raise ConfigError(f"planner.demonstrations: no number for {task.kind} tasks; known: {', '.join(self.config.demonstrations)}")
+        most = self.config.count_shown(task.kind)
         good, bad = pool.find(kind, "success", task.kind), pool.find(kind, "failure", task.kind)
         if not self.config.use_failures or len(bad) <= self.config.failures_from:
             bad = ()

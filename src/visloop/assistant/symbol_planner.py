@@ -76,7 +76,11 @@ class SymbolPlanner:
     def propose(
         self, tasks: Sequence[Task], *, pool: DemonstrationPool, attempts: Sequence[FailedAttempt | None] | None = None, seed: int = 0
     ) -> list[Proposal]:
-        """One proposal per task, in order; no random draw. A program that failed is not proposed again: the next likely one is."""
+        """One proposal per task, in order; no random draw. A program that failed is not proposed again: the next likely one is.
+
+        Raises:
+            ConfigError: no number of demonstrations for a task's kind, or attempts that belong to other tasks.
+        """
         lexicon = build_lexicon(pool, vocabulary=self.vocabulary)
         encoder = MaskedEncoder(self.encoder, lexicon)
         paired = pair_attempts(tasks, attempts)
@@ -97,7 +101,7 @@ class SymbolPlanner:
     def _choose(self, task: Task, *, pool: DemonstrationPool, encoder: MaskedEncoder, encode: Callable[[str], SymbolRow]) -> list[_Shown]:
         """The nearest demonstrations of different wordings that the LM can read, the nearest first."""
         entries = pool.find("program", "success", task.kind)
-        most = self.config.demonstrations.get(task.kind, 4)
+        most = self.config.count_shown(task.kind)
         known = set(self.writer.vocabulary)
         found: dict[tuple[str, ...], _Shown] = {}
         for entry, _ in reversed(retrieve(task.instruction, entries, encoder=encoder, most=len(entries))):

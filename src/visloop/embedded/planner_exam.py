@@ -11,12 +11,9 @@ from visloop.assistant.demonstrations import DemonstrationPool, make_demonstrati
 from visloop.assistant.proposals import Planner, normalize_program
 from visloop.embedded.card import Table
 from visloop.records.assistant import Demonstration, Task, TaskTruth
-from visloop.scenes.workshop import BASE_WORDS
 from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.scenes.workshop_tasks import FAMILIES, find_family, make_tasks
 
-WORDS: Final = tuple(word for words in BASE_WORDS.values() for word in words)
-"""What the shipped tools know by name."""
 CASE_SEED: Final = 7
 Case = tuple[Task, TaskTruth, str]
 """A task, its truth, and its wording as a template."""
@@ -60,7 +57,9 @@ def examine_planners(planners: Mapping[str, Planner], *, count: int, seed: int =
     """
     seeds = DemonstrationPool(seed_demonstrations())
     lessons = {(task.kind, task.family, wording): learn(task, truth) for task, truth, wording in draw_cases(2 * count, seed=seed + 1)}
-    right: defaultdict[str, defaultdict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    # a pool's tasks are asked together: planners batch them
+    pools_of: dict[str, DemonstrationPool] = {}
+    asked: defaultdict[str, list[tuple[str, Task, TaskTruth]]] = defaultdict(list)
     for task, truth, wording in draw_cases(count, seed=seed):
         family = find_family(task.kind, task.family)
         pools = {"seeds": seeds}
@@ -70,10 +69,15 @@ def examine_planners(planners: Mapping[str, Planner], *, count: int, seed: int =
         if (lesson := lessons.get((task.kind, task.family, wording))) is not None:
             pools["one of its wording"] = seeds.add([lesson])
         group = f"{'held-out' if family.held_out else 'known'} family, {task.wording} wording"
-        for shown_name, pool in pools.items():
-            for name, planner in planners.items():
-                [found] = planner.propose([task], pool=pool, seed=0)
-                right[f"{group}: {shown_name}"][name].append(normalize_program(found.program) == normalize_program(truth.program))
+        for name, pool in pools.items():
+            pools_of[pool.hash] = pool
+            asked[pool.hash].append((f"{group}: {name}", task, truth))
+    right: defaultdict[str, defaultdict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for key, cases in asked.items():
+        for name, planner in planners.items():
+            proposals = planner.propose([task for _, task, _ in cases], pool=pools_of[key], seed=0)
+            for (row, _, truth), found in zip(cases, proposals, strict=True):
+                right[row][name].append(normalize_program(found.program) == normalize_program(truth.program))
     return {row: _share(right[row]) for row in sorted(right)}
 
 

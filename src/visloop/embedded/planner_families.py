@@ -20,7 +20,7 @@ from visloop.errors import ConfigError, ProgramError
 from visloop.records.assistant import TaskKind
 from visloop.scenes.statement_draws import INPUTS, NUMBERS, number_slots
 from visloop.scenes.tasks_vqa import CROPS
-from visloop.scenes.workshop import BASE_WORDS, NOVEL_WORDS
+from visloop.scenes.workshop import BASE_VOCABULARY, BASE_WORDS, NOVEL_WORDS
 from visloop.scenes.workshop_families import SLOT, fill_slots, form_slots
 from visloop.scenes.workshop_tasks import FAMILIES, draw_case
 from visloop.scenes.world import Attribute
@@ -34,7 +34,7 @@ EMOJIS: Final = (
     *("thumbs up", "crying face", "pizza", "clown face", "balloon"),
 )
 SETS: Final = ("garden", "kitchen", "north", "river", "alpha", "moon", "forest", "royal", "old", "delta", "winter", "harbor")
-BASE_CONCEPTS: Final = frozenset(normalize_word(word) for words in BASE_WORDS.values() for word in words)
+BASE_CONCEPTS: Final = frozenset(map(normalize_word, BASE_VOCABULARY))
 OTHER_CONCEPTS: Final = tuple(sorted({normalize_word(word) for words in NOVEL_WORDS.values() for word in words} | set(INVENTED)))
 _VARIABLE = re.compile(r"\b(?:BOX|OBJ|IMAGE|ANSWER|LIST|LEFT|MIDDLE|RIGHT|FINAL_\w+)\d*\b|\bX\d+\b")
 _CASES = 120

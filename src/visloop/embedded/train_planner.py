@@ -31,11 +31,12 @@ from visloop.config_assistant import PlannerConfig
 from visloop.embedded.card import CardFacts, Table, read_finished, write_card, write_figures
 from visloop.embedded.dialogues import IGNORED
 from visloop.embedded.planner_episodes import KINDS, EpisodeSource
-from visloop.embedded.planner_exam import WORDS, examine_planners
+from visloop.embedded.planner_exam import examine_planners
 from visloop.embedded.planner_families import WORDINGS, load_families
 from visloop.embedded.schedule import Report, make_schedule
 from visloop.embedded.train import report_line
 from visloop.errors import TrainingError
+from visloop.scenes.workshop import BASE_VOCABULARY
 from visloop.tools.signatures import SIGNATURES
 
 VARIABLES: Final = 24
@@ -217,7 +218,7 @@ def train_stage(
 
 def examine_model(folder: Path, *, count: int) -> Table:
     """The written model alone, slot filling, and the hybrid of the two."""
-    config, encoder, words = PlannerConfig(), WordEncoder(), frozenset(WORDS)
+    config, encoder, words = PlannerConfig(), WordEncoder(), frozenset(BASE_VOCABULARY)
     alone = SymbolPlanner(writer=load_symbol_model(str(folder)), config=config, encoder=encoder, vocabulary=words)
     filling = SlotFillingPlanner(config=config, encoder=encoder, vocabulary=words)
     hybrid = HybridPlanner(first=filling, second=alone, min_confidence=config.min_confidence, min_second=config.min_lm_confidence)

@@ -110,6 +110,8 @@ NOVEL_WORDS: Final[dict[Attribute, tuple[str, ...]]] = {
     name: tuple(word for word in WORKSHOP.values(name) if word not in BASE_WORDS[name]) for name in ATTRIBUTES
 }
 """Words by attribute; sizes are all base."""
+BASE_VOCABULARY: Final[tuple[str, ...]] = tuple(word for words in BASE_WORDS.values() for word in words)
+"""Every base word: what the shipped tools know by name."""
 
 NOVEL_CONCEPTS: Final[tuple[str, ...]] = tuple(word for name in ATTRIBUTES for word in NOVEL_WORDS[name])
 """Every novel word."""
