@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from visloop.scenes.pictures import render_scene
 from visloop.scenes.world import Color, Pattern, Shape, Size, WorldSpec, draw_scene
@@ -131,6 +134,20 @@ def test_ground_alone_has_no_region_and_a_picture_without_ground_is_one() -> Non
 def test_tiny_pictures_are_no_error(size: tuple[int, int], color: tuple[int, int, int]) -> None:
     expected = [(0, 0, *size)] if color == BLUE and size[0] * size[1] >= 16 else []
     assert boxes_of(Image.new("RGB", size, color)) == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.3, 0.5]))
+def test_blobs_of_one_colour_are_the_connected_parts_in_reading_order(seed: int, share: float) -> None:
+    # cells of 6 pixels: no tiling of blocks fits a blob of them, but whole blocks of 30 do, which are few
+    cells = np.random.default_rng(seed).random((12, 12)) < share
+    cells[0], cells[-1], cells[:, 0], cells[:, -1] = False, False, False, False
+    blobs = np.kron(cells, np.ones((6, 6), bool))
+    image = Image.fromarray(np.where(blobs[:, :, None], np.uint8(BLUE), np.uint8(GROUND)))
+    labels, count = ndimage.label(blobs, structure=np.ones((3, 3)))
+    masks = [mask for _, mask in propose_regions(image)]
+    assert len(masks) == count
+    for index, mask in enumerate(masks, start=1):
+        assert (mask == (labels == index)).all()
 
 
 def test_the_largest_regions_are_kept_in_reading_order() -> None:
