@@ -4,7 +4,8 @@
 
 ``ours``: ``run_programs`` with all programs, one batch per tool and round.
 ``one_by_one``: ``run_programs`` with one program at a time, as VISPROG and CLOVA run them.
-Three settings. ``model``: the tools that look at pictures pass them through a CLIP vision tower of the embedded default's size (96 x 96
+Four settings. ``tower``: no programs, only the pictures of the next setting through its model, in batches and one by one: what batches can
+give at most. ``model``: the tools that look at pictures pass them through a CLIP vision tower of the embedded default's size (96 x 96
 pixels; random weights, the time does not depend on them), a batch in one forward pass. ``toolbox``: the shipped tools on drawn tasks of
 all kinds with their right programs; every picture is new to them. ``free``: tools that cost nothing, which shows the interpreter's own
 cost, with reading and checking. All is measured with one torch thread and with one per core, the same for both. The two take turns; a
@@ -86,22 +87,23 @@ class BenchTools:
         if tool == "EVAL":
             return EvalTool().run(calls)
         if tool in ("LOC", "VQA"):
-            features = self._look([call.arguments["image"] for call in calls])
+            features = self.look([call.arguments["image"] for call in calls])
             return [self._answer(tool, float(feature)) for feature in features]
         if tool == "COUNT":
             return [ToolResult(value=len(call.arguments["box"])) for call in calls]  # type: ignore[arg-type]
         return [ToolResult(value=call.arguments["image"]) for call in calls]
 
-    def _look(self, images: list[Any]) -> Sequence[float]:
+    def look(self, images: Sequence[Any]) -> list[float]:
+        """A number per picture, from batches of ``BATCH_SIZE``."""
         if self._model is None:
             return [0.5] * len(images)
         values: list[float] = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = images[start : start + BATCH_SIZE]
             self.pictures, self.batches = self.pictures + len(batch), self.batches + 1
-            pixels = np.stack([np.asarray(image, dtype=np.float32) for image in batch]).transpose(0, 3, 1, 2) / 255
+            pixels = torch.from_numpy(np.stack([np.asarray(image) for image in batch])).permute(0, 3, 1, 2)
             with torch.inference_mode():
-                values += self._model(pixel_values=torch.from_numpy(pixels)).pooler_output[:, 0].tolist()
+                values += self._model(pixel_values=pixels / 255).pooler_output[:, 0].tolist()
         return values
 
     def _answer(self, tool: str, feature: float) -> ToolResult:
@@ -146,6 +148,20 @@ def make_drawn_jobs(count: int, *, folder: Path) -> list[Job]:
     return jobs
 
 
+def run_tower(jobs: Sequence[Job], *, repeats: int) -> list[Turn]:
+    """Turns of the model alone, as ``run_setting`` takes them: each program's picture, in batches and one by one."""
+    tools = BenchTools(model=True)
+    pictures = [image for job in jobs for image in job.inputs.values()]
+
+    def look(size: int) -> tuple[float, float]:
+        clock, cpu = time.perf_counter(), time.process_time()
+        for start in range(0, len(pictures), size):
+            tools.look(pictures[start : start + size])
+        return len(pictures) / (time.perf_counter() - clock), len(pictures) / (time.process_time() - cpu)
+
+    return [{"ours": look(BATCH_SIZE), "one_by_one": look(1)} for _ in range(repeats + 1)][1:]
+
+
 def run_setting(jobs: Sequence[Job], open_tools: Callable[[], ToolRunner], *, repeats: int) -> tuple[list[Turn], dict[str, float]]:
     """Turns of both ways, the first of which warms up and is not counted; and the pictures per forward pass, where they are counted.
 
@@ -174,7 +190,7 @@ def run_setting(jobs: Sequence[Job], open_tools: Callable[[], ToolRunner], *, re
 
 
 def run_benchmark(*, programs: int, repeats: int, threads: Sequence[int]) -> dict[str, Any]:
-    """Measure both ways in all settings; programs per second and ratios."""
+    """Measure both ways in all settings; programs (of the tower: pictures) per second, and ratios."""
     jobs = make_jobs(programs)
     toolbox = open_toolbox(ToolsConfig(facts=FACTS.as_posix()))
 
@@ -188,16 +204,19 @@ def run_benchmark(*, programs: int, repeats: int, threads: Sequence[int]) -> dic
         drawn = make_drawn_jobs(programs, folder=Path(folder))
     for count in threads:
         torch.set_num_threads(count)
+        measured = {"tower": run_tower(jobs, repeats=repeats)}
         settings: dict[str, tuple[list[Job], Callable[[], ToolRunner]]] = {
             "model": (jobs, lambda: BenchTools(model=True)),
             "toolbox": (drawn, forget),
             "free": (jobs, lambda: BenchTools(model=False)),
         }
         for setting, (work, open_tools) in settings.items():
-            turns, pictures = run_setting(work, open_tools, repeats=repeats)
+            measured[setting], pictures = run_setting(work, open_tools, repeats=repeats)
             seen |= pictures
+        for setting, turns in measured.items():
             keys = {"setting": setting, "threads": count}
-            for place, metric in enumerate(("programs_per_second", "programs_per_cpu_second")):
+            what = "pictures" if setting == "tower" else "programs"
+            for place, metric in enumerate((f"{what}_per_second", f"{what}_per_cpu_second")):
                 for name in ("ours", "one_by_one"):
                     rows.append({**keys, "name": name, "metric": metric, **summarize([turn[name][place] for turn in turns])})
                 found = summarize([turn["ours"][place] / turn["one_by_one"][place] for turn in turns])

@@ -138,7 +138,7 @@ def test_tiny_pictures_are_no_error(size: tuple[int, int], color: tuple[int, int
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.3, 0.5]))
 def test_blobs_of_one_colour_are_the_connected_parts_in_reading_order(seed: int, share: float) -> None:
-    # cells of 6 pixels: no tiling of blocks fits a blob of them, but whole blocks of 30 do, which are few
+    # of cells of 6 pixels: squares of 10, 20 and 30 do not make up such blobs
     cells = np.random.default_rng(seed).random((12, 12)) < share
     cells[0], cells[-1], cells[:, 0], cells[:, -1] = False, False, False, False
     blobs = np.kron(cells, np.ones((6, 6), bool))

@@ -187,7 +187,14 @@ class _Run:
 
     def take_result(self, call: ToolCall, result: ToolResult, *, seconds: float) -> None:
         """Add what the call of the present step gave."""
-        step = replace(self._open_step(call), confidence=result.confidence, prompts=result.prompts, seconds=seconds)
+        step = ExecutedStep(
+            step=len(self._steps) + 1,
+            statement=self._statement,
+            call=call,
+            confidence=result.confidence,
+            prompts=result.prompts,
+            seconds=seconds,
+        )
         if result.error is not None:
             self._fail("program_error" if call.tool == EXPRESSION_TOOL else "tool_error", result.error, step)
             return

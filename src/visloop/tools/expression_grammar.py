@@ -9,6 +9,7 @@ Words are the same in any case. There are no names but these, no attributes, no 
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from visloop.errors import ProgramError
@@ -98,6 +99,7 @@ class _Token:
     at: int
 
 
+@lru_cache(maxsize=1024)  # a program's expression is asked for by its checks, for its variables and for its value; a tree never changes
 def parse_expression(text: str) -> Expression:
     """The syntax tree of an expression.
 

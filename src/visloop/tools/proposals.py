@@ -35,6 +35,7 @@ _MOST_BLOCKS = 8
 _Pixels = NDArray[np.uint8]
 """RGB, (height, width, 3)."""
 _Floats = NDArray[np.float64]
+cv2.setNumThreads(1)  # of the process: labelling starts threads for the smallest picture, which costs a core and gains nothing
 _SQUARE: Final = np.ones((3, 3), dtype=np.uint8)
 _CROSS: Final = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
 
