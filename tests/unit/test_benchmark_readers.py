@@ -201,7 +201,7 @@ def test_a_question_twice_is_refused(tmp_path):
 
 
 def test_nothing_is_fetched_unasked(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.root must name a folder"):
+    with pytest.raises(ConfigError, match="name a folder with its parquet or jsonl files"):
         read_benchmark("mmstar", out=tmp_path)
     with pytest.raises(ConfigError, match="no benchmark 'gqa'"):
         read_benchmark("gqa", out=tmp_path, root=tmp_path)

@@ -18,7 +18,7 @@ from visloop.evaluation.benchmarks.open_answers import (
     measure_edits,
     normalize_mathvista,
 )
-from visloop.evaluation.benchmarks.scores import average_benchmarks, score_benchmark
+from visloop.evaluation.benchmarks.scores import average_benchmarks, list_averaged, score_benchmark
 from visloop.evaluation.benchmarks.text_answers import match_ocrbench, normalize_vqa, read_mme_answer, score_anls, score_textvqa
 from visloop.evaluation.benchmarks.totals import COGNITION, PERCEPTION
 from visloop.records.reasoning import Sample
@@ -483,6 +483,8 @@ def test_averages_say_whether_mme_is_in():
         average_benchmarks(scores, benchmarks=["docvqa", "ai2d"])
     with pytest.raises(DataError, match="besides MME"):
         average_benchmarks(scores, benchmarks=["mme"])
+    assert list_averaged(["mmmu_pro_standard", "mme", "mmmu_pro_vision"]) == ["mmmu_pro", "mme"]
+    assert list_averaged(["ai2d", "mmmu_pro_vision"]) == ["ai2d", "mmmu_pro_vision"]
 
 
 # the judge that reads answers

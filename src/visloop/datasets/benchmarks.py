@@ -58,12 +58,10 @@ def read_benchmark(
         DataError: no rows, or too many broken ones.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"data.name: no benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"no benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
     source = BENCHMARKS[name]
     if root is None and not allow_download:
-        raise ConfigError(
-            f"benchmark {name}: data.root must name a folder with its parquet or jsonl files, or allow to fetch {source.hub_id}"
-        )
+        raise ConfigError(f"benchmark {name}: name a folder with its parquet or jsonl files, or allow to fetch {source.hub_id}")
     rows = _read_folder(root) if root is not None else _read_hub(source)
     report, items, prefix = ReadReport(), [], f"{image_prefix.rstrip('/')}/" if image_prefix else ""
     for where, row in rows:

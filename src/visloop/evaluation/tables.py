@@ -60,6 +60,17 @@ def build_systems_table(rows: Sequence[Row], *, metrics: Sequence[str] | None = 
     return Table(title, columns, tuple(lines), "mean [confidence interval]")
 
 
+def build_metrics_table(rows: Sequence[Row], *, title: str) -> Table:
+    """Metrics down, systems across: for few systems and many metrics, such as benchmarks."""
+    systems, metrics = list_systems(rows), list(dict.fromkeys(row.metric for row in rows))
+    cells = {(row.name, row.metric): row for row in rows}
+    counts = {metric: max(row.n for row in rows if row.metric == metric) for metric in metrics}
+    lines = [
+        (format_metric(metric), *(_format_row(cells.get((name, metric))) for name in systems), str(counts[metric])) for metric in metrics
+    ]
+    return Table(title, ("metric", *systems, "n"), tuple(lines), "mean [confidence interval]")
+
+
 def build_families_table(rows: Sequence[Row], *, metric: str = "accuracy", title: str = "Question families") -> Table:
     """Systems down, families across, from rows ``<metric>/<family>``."""
     prefix = f"{metric}/"

@@ -18,6 +18,7 @@ from visloop.evaluation.metrics import Row
 from visloop.ids import seed_for
 from visloop.records.reasoning import Prediction
 
+MMMU_PRO_PARTS = ("mmmu_pro_standard", "mmmu_pro_vision")
 Mode = Literal["rules", "judge"]
 """How answers were read: by rules alone, or (MMBench, MathVista) from what a judge extracted."""
 
@@ -116,8 +117,8 @@ def average_benchmarks(scores: Sequence[BenchmarkScore], *, benchmarks: Sequence
         DataError: a named benchmark has no score, or one besides MME would remain none.
     """
     percentages = {score.benchmark: to_percentage(score) for score in scores}
-    parts = [percentages[part] for part in ("mmmu_pro_standard", "mmmu_pro_vision") if part in percentages]
-    if len(parts) == 2:
+    parts = [percentages[part] for part in MMMU_PRO_PARTS if part in percentages]
+    if len(parts) == len(MMMU_PRO_PARTS):
         percentages["mmmu_pro"] = float(np.mean(parts))
     lost = [name for name in benchmarks if name not in percentages]
     if lost or not set(benchmarks) - {"mme"}:
@@ -126,6 +127,12 @@ def average_benchmarks(scores: Sequence[BenchmarkScore], *, benchmarks: Sequence
     rest = [value for name, value in chosen.items() if name != "mme"]
     whole = float(np.mean(list(chosen.values()))) if "mme" in chosen else None
     return Averages(benchmarks=tuple(benchmarks), percentages=chosen, without_mme=float(np.mean(rest)), with_mme=whole)
+
+
+def list_averaged(names: Sequence[str]) -> list[str]:
+    """What an average over all of ``names`` names: MMMU-Pro's parts, where both are there, as one."""
+    whole = set(MMMU_PRO_PARTS) <= set(names)
+    return list(dict.fromkeys("mmmu_pro" if whole and name in MMMU_PRO_PARTS else name for name in names))
 
 
 def to_percentage(score: BenchmarkScore) -> float:
