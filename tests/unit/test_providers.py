@@ -1,15 +1,11 @@
 """Outside data: LVIS files, pictures by search from a server that misbehaves, folders, and what keeps train and validation apart."""
 
-import io
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -17,62 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.fixtures.outside_data import Server, make_lvis, png, serve_search, write_lvis
 from visloop.assistant.providers import ImageSearchProvider, OpenVocabularyProvider, check_no_leak, picture_hash, split_instances
-from visloop.datasets.image_search import FetchLimits, FolderImageSearch, HttpImageSearch, SearchReport, check_address
+from visloop.datasets.folder_search import FolderImageSearch
+from visloop.datasets.image_search import FetchLimits, HttpImageSearch, SearchReport, check_address
 from visloop.datasets.images import store_picture
 from visloop.datasets.lvis import draw_mask, normalize_name, read_lvis
 from visloop.errors import ConfigError, DataError
 from visloop.ids import hash_text
 from visloop.records.assistant import Instance
 
-
-def png(color: tuple[int, int, int] = (1, 2, 3), size: tuple[int, int] = (20, 10)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 # LVIS
-
-
-def make_lvis(**changes: Any) -> dict[str, Any]:
-    """Four pictures of 20x10: cats, dogs (both animals), and a traffic light; picture 4 is known to hold no cat."""
-    content: dict[str, Any] = {
-        "images": [
-            {
-                "id": number,
-                "width": 20,
-                "height": 10,
-                "file_name": f"p{number}.png",
-                "license": 1,
-                "neg_category_ids": [1] if number == 4 else [],
-            }
-            for number in (1, 2, 3, 4)
-        ],
-        "annotations": [
-            {"id": 10, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]},
-            {"id": 11, "image_id": 1, "category_id": 3, "bbox": [10, 0, 5, 5]},
-            {"id": 12, "image_id": 2, "category_id": 1, "bbox": [2, 2, 18, 8]},
-            {"id": 13, "image_id": 3, "category_id": 2, "bbox": [1, 1, 4, 4]},
-            {"id": 14, "image_id": 4, "category_id": 3, "bbox": [1, 1, 4, 4]},
-        ],
-        "categories": [
-            {"id": 1, "name": "cat", "synonyms": ["cat", "kitty"], "supercategory": "animal"},
-            {"id": 2, "name": "dog", "synonyms": ["dog", "hound"], "supercategory": "animal"},
-            {"id": 3, "name": "traffic_light_(signal)", "synonyms": ["stoplight"], "supercategory": "road"},
-        ],
-        "licenses": [{"id": 1, "name": "CC BY 2.0"}],
-    }
-    return content | changes
 
 
 @pytest.fixture
 def lvis(tmp_path: Path) -> Path:
-    for number in (1, 2, 3, 4):
-        (tmp_path / f"p{number}.png").write_bytes(png((number, 0, 0)))
-    path = tmp_path / "lvis.json"
-    path.write_text(json.dumps(make_lvis()))
-    return path
+    return write_lvis(tmp_path)
 
 
 def test_categories_are_found_by_name_synonym_and_plural(lvis: Path) -> None:
@@ -219,104 +175,10 @@ def _fields(instance: Instance) -> dict[str, Any]:
 # search
 
 
-class Server(ThreadingHTTPServer):
-    """Answers searches with the hits of ``hits`` (paths on itself), and serves good and bad pictures."""
-
-    daemon_threads = True
-    hits: dict[str, list[dict[str, Any]]]
-    queries: list[dict[str, list[str]]]
-
-    @property
-    def base(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def name(self, query: str, *paths: str, licence: str | None = "by") -> None:
-        self.hits[query] = [
-            {
-                "url": f"{self.base}{path}",
-                "foreign_landing_url": f"{self.base}/page{path}",
-                "license": licence,
-                "license_version": "4.0",
-                "creator": "Ann",
-            }
-            for path in paths
-        ]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *args: object) -> None: ...
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        if parts.path == "/search":
-            query = parse_qs(parts.query)
-            self.server.queries.append(query)
-            self._send(json.dumps({"results": self.server.hits.get(query["q"][0], [])}).encode(), "application/json; charset=utf-8")
-        elif parts.path.startswith("/good"):
-            shade = sum(parts.path.encode()) % 256
-            self._send(png((shade, 0, len(parts.path))), "image/png")
-        elif parts.path == "/same":
-            self._send(png(), "image/png")
-        elif parts.path == "/page.html":
-            self._send(b"<html>", "text/html")
-        elif parts.path == "/lie":
-            self._send(b"<html> not a picture", "image/png")
-        elif parts.path == "/huge":
-            self.send_response(200)
-            self.send_header("Content-Type", "image/png")
-            self.end_headers()
-            with_limit = b"x" * 65536
-            for _ in range(1000):
-                try:
-                    self.wfile.write(with_limit)
-                except OSError:
-                    return
-        elif parts.path == "/drip":
-            self.send_response(200)
-            self.send_header("Content-Type", "image/png")
-            self.end_headers()
-            for _ in range(200):
-                try:
-                    self.wfile.write(b"x")
-                    self.wfile.flush()
-                except OSError:
-                    return
-                time.sleep(0.05)
-        elif parts.path == "/silent":
-            time.sleep(3)
-        elif parts.path == "/moved":
-            self._redirect("/good/moved.png")
-        elif parts.path == "/loop":
-            self._redirect("/loop")
-        elif parts.path == "/inside":
-            self._redirect("file:///etc/passwd")
-        else:
-            self.send_error(404)
-
-    def _send(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _redirect(self, where: str) -> None:
-        self.send_response(302)
-        self.send_header("Location", where)
-        self.end_headers()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server(("127.0.0.1", 0), Handler)
-    found.hits, found.queries = {}, []
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
+    with serve_search() as found:
+        yield found
 
 
 def open_search(server: Server, out: Path, **changes: Any) -> HttpImageSearch:
@@ -336,6 +198,20 @@ def test_pictures_come_with_address_licence_and_hash(server: Server, tmp_path: P
     assert all((tmp_path / entry.name).is_file() and entry.sha256 in entry.name for entry in found)
     assert server.queries == [{"q": ["teal car"], "page_size": ["4"], "license": ["cc0,pdm,by,by-sa"]}]
     assert (report.seen, report.stored, report.refused) == (2, 2, [])
+
+
+def test_hits_are_asked_for_page_by_page_as_far_as_needed(server: Server, tmp_path: Path) -> None:
+    server.name("x", *(f"/good/{'a' * number}.png" for number in range(1, 8)))
+    report = SearchReport()
+    found = open_search(server, tmp_path, page_size=2).find_pictures("x", most=3, report=report)
+    assert len(found) == 3 and [query.get("page") for query in server.queries] == [None, ["2"]]
+    assert {query["page_size"][0] for query in server.queries} == {"2"}
+    server.hits["x"][2:] = [{"url": 3}]
+    found = open_search(server, tmp_path, page_size=2).find_pictures("x", most=5, report=report)
+    assert len(found) == 2, "what came before the page that failed is not lost"
+    assert report.refused[-1].where == "x, page 2" and "does not answer as Openverse does" in report.refused[-1].reason
+    with pytest.raises(ConfigError, match="a page of 0 hits"):
+        open_search(server, tmp_path, page_size=0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures from outside by a search term: an Openverse-compatible image search over HTTP, or folders on disk.
+"""Pictures from outside by a search term: an Openverse-compatible image search over HTTP; folders on disk are ``folder_search``.
 
 Nothing that comes back is trusted: only http(s) addresses of public hosts are fetched, each redirect is checked like the first
 address, types, bytes and time are limited, every picture is decoded whole and stored under its content hash (never under a name
@@ -9,7 +9,7 @@ import ipaddress
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,9 +22,7 @@ from visloop.datasets.images import ImageLimits, Skip, import_image
 from visloop.errors import ConfigError, DataError
 
 PICTURE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"})
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _LONGEST_QUERY = 100
-SOURCES_NAME = "sources.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +96,6 @@ class _Page(BaseModel):
     results: list[_Hit]
 
 
-class _Sources(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    licence: str = ""
-    groups: dict[str, str] = {}
-
-
 class HttpImageSearch:
     """Image search by an endpoint that speaks Openverse's protocol (``GET <endpoint>?q=...``: openly licensed pictures).
 
@@ -111,6 +103,7 @@ class HttpImageSearch:
         endpoint: address of the search.
         out: folder of the stored pictures.
         licences: licence codes that are taken (``cc0``, ``by``, ...), also asked for in the query; empty takes what has any licence.
+        page_size: hits that one request asks for at most; further ones are on further pages.
         allow_private: also fetch from addresses that are not public, for a search on the own network.
 
     Raises:
@@ -126,12 +119,15 @@ class HttpImageSearch:
         out: Path,
         licences: Sequence[str] = ("cc0", "pdm", "by", "by-sa"),
         limits: FetchLimits | None = None,
+        page_size: int = 20,
         allow_private: bool = False,
     ) -> None:
         if urlsplit(endpoint).scheme not in ("http", "https"):
             raise ConfigError(f"image search: {endpoint!r} is no http or https address")
+        if page_size < 1:
+            raise ConfigError(f"image search: a page of {page_size} hits; at least 1 is needed")
         self._endpoint, self._out, self._licences = endpoint, out, tuple(licences)
-        self._limits, self._allow_private = limits or FetchLimits(), allow_private
+        self._limits, self._page_size, self._allow_private = limits or FetchLimits(), page_size, allow_private
         self._client = httpx.Client(
             timeout=self._limits.timeout, follow_redirects=False, headers={"User-Agent": "visloop", "Accept-Encoding": "identity"}
         )
@@ -155,7 +151,7 @@ class HttpImageSearch:
             DataError: the search itself cannot be reached or does not speak the protocol; a bad hit is only reported.
         """
         found: dict[str, FoundPicture] = {}
-        for hit in self._search(query, most=2 * most):
+        for hit in self._search(query, most=2 * most, report=report):
             if len(found) == most:
                 break
             report.seen += 1
@@ -169,24 +165,40 @@ class HttpImageSearch:
                 report.stored += 1
         return list(found.values())
 
-    def _search(self, query: str, *, most: int) -> Iterator[SearchHit]:
+    def _search(self, query: str, *, most: int, report: SearchReport) -> Iterator[SearchHit]:
+        """Hits, page by page as they are used. A later page that does not come ends them: what the pages before it gave is not lost."""
         words = " ".join(re.sub(r"[^\w\s-]", " ", query).split())[:_LONGEST_QUERY]
-        if not words or most < 1:
+        if not words:
             return
-        parameters: dict[str, str | int] = {"q": words, "page_size": most}
+        size = min(most, self._page_size)
+        for number in range(1, -(-most // size) + 1 if size else 1):
+            try:
+                entries = self._read_page(words, size=size, number=number)
+            except DataError as error:
+                if number == 1:
+                    raise
+                report.refused.append(Skip(f"{words}, page {number}", str(error)))
+                return
+            for entry in entries:
+                licence = " ".join(part for part in (entry.license, entry.license_version) if part)
+                yield SearchHit(url=entry.url or "", page=entry.foreign_landing_url or "", licence=licence, creator=entry.creator or "")
+            if len(entries) < size:
+                return
+
+    def _read_page(self, words: str, *, size: int, number: int) -> list[_Hit]:
+        parameters: dict[str, str | int] = {"q": words, "page_size": size}
+        if number > 1:
+            parameters["page"] = number
         if self._licences:
             parameters["license"] = ",".join(self._licences)
         try:
             body, _ = self._read(str(httpx.URL(self._endpoint, params=parameters)), types=frozenset({"application/json"}))
-            page = _Page.model_validate_json(body)
+            return _Page.model_validate_json(body).results
         except DataError as error:
             raise DataError(f"image search for {words!r}: {error}") from error
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise DataError(f"image search for {words!r}: {self._endpoint} does not answer as Openverse does: {first['msg']}") from error
-        for entry in page.results:
-            licence = " ".join(part for part in (entry.license, entry.license_version) if part)
-            yield SearchHit(url=entry.url or "", page=entry.foreign_landing_url or "", licence=licence, creator=entry.creator or "")
 
     def _fetch(self, hit: SearchHit) -> FoundPicture:
         code = hit.licence.split(" ")[0].lower()
@@ -254,72 +266,3 @@ def check_address(url: str, *, allow_private: bool) -> None:
     for address in addresses:
         if not ipaddress.ip_address(str(address).split("%")[0]).is_global:
             raise DataError(f"{parts.hostname} is {address}, which is not public")
-
-
-class FolderImageSearch:
-    """Pictures on disk as a search: one folder per concept, ``<root>/<concept>/*.png``; ``groups`` says what kind each concept is.
-
-    A term is looked up among the folders that are there; it never becomes a path. ``licence`` and the file are kept on every picture.
-    Where they are not given, a file ``sources.json`` in ``root`` says them: ``{"licence": ..., "groups": {concept: group}}``.
-
-    Raises:
-        DataError: no such folder, or a ``sources.json`` of another form.
-    """
-
-    name = "folder"
-
-    def __init__(self, root: Path, *, out: Path, groups: Mapping[str, str] | None = None, licence: str = "") -> None:
-        if not root.is_dir():
-            raise DataError(f"{root}: no folder of pictures; it needs one folder per concept")
-        noted = _read_sources(root / SOURCES_NAME)
-        self._out, self._licence, self._root = out, licence or noted.licence, root
-        self._folders = {
-            _normalize(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.is_symlink()
-        }
-        self._groups = {_normalize(concept): group for concept, group in (noted.groups if groups is None else groups).items()}
-
-    def find_group(self, query: str) -> str:
-        """The kind of thing that a concept is, or empty."""
-        return self._groups.get(_normalize(query), "")
-
-    def list_siblings(self, query: str) -> tuple[str, ...]:
-        """Other concepts of the same kind that have a folder, sorted."""
-        group, name = self.find_group(query), _normalize(query)
-        return tuple(other for other in sorted(self._folders) if group and other != name and self._groups.get(other) == group)
-
-    def find_pictures(self, query: str, *, most: int, report: SearchReport) -> list[FoundPicture]:
-        """Up to ``most`` different pictures of a concept, in name order; none where there is no folder for it."""
-        folder = self._folders.get(_normalize(query))
-        found: dict[str, FoundPicture] = {}
-        for path in sorted(folder.iterdir()) if folder else []:
-            if len(found) == most:
-                break
-            if path.suffix.lower() not in _SUFFIXES:
-                continue
-            report.seen += 1
-            where = path.relative_to(self._root).as_posix()
-            try:
-                if path.is_symlink():
-                    raise DataError("a link; only files below the folder are read")
-                stored = import_image(path, out=self._out)
-            except DataError as error:
-                report.refused.append(Skip(where, str(error)))
-                continue
-            if stored.sha256 not in found:
-                found[stored.sha256] = FoundPicture(name=stored.name, sha256=stored.sha256, origin=where, licence=self._licence)
-                report.stored += 1
-        return list(found.values())
-
-
-def _read_sources(path: Path) -> _Sources:
-    if not path.is_file():
-        return _Sources()
-    try:
-        return _Sources.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise DataError(f"{path}: needs licence and groups (concept: group): {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def _normalize(name: str) -> str:
-    return " ".join(name.replace("_", " ").lower().split())
