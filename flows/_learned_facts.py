@@ -17,6 +17,7 @@ from visloop.assistant.grammar import parse_program
 from visloop.errors import ProgramError
 from visloop.records.assistant import Demonstration, Instance, PromptEntry
 from visloop.tools.prompt_pool import ANCHORS, QUESTION_STATES
+from visloop.tools.tunings import list_tunings
 
 _SLACK = 1e-9
 
@@ -124,20 +125,23 @@ def _measure_prompts(rows: Sequence[Row], context: AssistantContext) -> list[Fac
 def _describe_prompt(
     entry: PromptEntry, context: AssistantContext, counts: Mapping[tuple[str, str], int], tensors: Mapping[str, Any] | str
 ) -> Facts:
-    tuning, count = context.tools.find_tuning(entry.tool), counts[(entry.tool, entry.concept)]
+    # tools that share their prompts may have settings of their own: which of them learned this one is not in its record
+    tunings, count = list_tunings(context.tools, entry.tool), counts[(entry.tool, entry.concept)]
+    least, allowed = min(tuning.min_validation for tuning in tunings), max(tuning.max_base_drop for tuning in tunings)
+    most = max(tuning.max_prompts for tuning in tunings)
     figures = (entry.train_accuracy, entry.validation_accuracy, entry.base_accuracy, entry.base_accuracy_before)
     drop = entry.base_accuracy_before - entry.base_accuracy
-    validated = entry.validation_accuracy >= tuning.min_validation - _SLACK
-    harmless = drop <= tuning.max_base_drop + _SLACK
+    validated = entry.validation_accuracy >= least - _SLACK
+    harmless = drop <= allowed + _SLACK
     return {
         "figures": OK if all(math.isfinite(value) and 0 <= value <= 1 for value in figures) else f"accuracies {figures}",
-        "validated": OK if validated else f"{entry.validation_accuracy:g} of the validation instances, wanted {tuning.min_validation:g}",
-        "harmless": OK if harmless else f"costs {drop:g} of the replay set, allowed {tuning.max_base_drop:g}",
+        "validated": OK if validated else f"{entry.validation_accuracy:g} of the validation instances, wanted {least:g}",
+        "harmless": OK if harmless else f"costs {drop:g} of the replay set, allowed {allowed:g}",
         "tensors": _check_tensors(entry, tensors),
         "concept_count": (
             OK
-            if count <= tuning.max_prompts or entry.concept == ANCHORS or entry.placement == QUESTION_STATES
-            else f"{count} prompts of {entry.tool} for {entry.concept!r}, allowed {tuning.max_prompts}"
+            if count <= most or entry.concept == ANCHORS or entry.placement == QUESTION_STATES
+            else f"{count} prompts of {entry.tool} for {entry.concept!r}, allowed {most}"
         ),
     }
 

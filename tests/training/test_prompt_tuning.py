@@ -217,6 +217,27 @@ def test_text_features_are_shared_between_pools_but_not_between_prompts_of_one_i
     assert not torch.allclose(one, banks[1].encode([("star", ((second, 1.0),))]))
 
 
+def test_a_tool_learns_and_combines_prompts_by_its_own_settings(taught, lessons):
+    root, found = lessons
+    instances, replay = found["pink"]
+    own = {
+        "SELECT": replace(TUNING, prompts=1, tokens=2, min_validation=0.0, max_base_drop=1.0),
+        "CLASSIFY": replace(TUNING, known_at=0.0),
+        "REPLACE": replace(TUNING, known_at=0.0),
+        "CLIP": replace(TUNING, ensemble=1),
+    }
+    tools = make_clip_tools(replace(CONFIG, tunings=own), PromptPool(), root=root)
+    found_tunings = {name: tool.bank.tuning for name, tool in tools.items() if name != "REPLACE"}
+    assert found_tunings == {name: own.get(name, own["CLIP"]) for name in found_tunings} | {"FILTER": own["SELECT"]}
+    report = tools["SELECT"].tune("pink", instances=instances, replay=replay, seed=5, cycle=1)
+    assert [prompt.prompt.shape[0] for prompt in report.pool.prompts] == [2] and report.refused == 0
+    for name, concept in (("CLASSIFY", "pink"), ("REPLACE", "star")):
+        told = tools[name].tune(concept, instances=found[concept][0], replay=found[concept][1], seed=5, cycle=1)
+        assert told.kept == () and "known already" in told.reason
+    stages, _ = taught
+    assert all(tool.bank.tuning is TUNING for tool in stages[0].values()), "without settings of single tools those of all hold"
+
+
 def test_folds_are_different_and_repeatable():
     folds = draw_folds(12, prompts=4, seed=3)
     assert len({tuple(fold) for fold in folds}) == 4 and all(len(fold) == 9 for fold in folds)

@@ -1,15 +1,19 @@
 """Running programs: values step by step, faults as states, batches over programs, substitutions."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.fixtures.fake_tools import ScriptedTools, make_box, make_image, make_job, make_object
 from visloop.assistant.interpreter import Execution, Job, run_programs, run_substitutions
-from visloop.errors import DataError
+from visloop.config_assistant import RegionBackend, ToolsConfig, VisionConfig
+from visloop.errors import DataError, ModelError
 from visloop.tools.base import ToolCall, ToolResult
 from visloop.tools.signatures import SIGNATURES
+from visloop.tools.toolbox import open_toolbox
 from visloop.tools.values import Value
 
 ABOVE = """BOX0=LOC(image=IMAGE,object='boat')
@@ -182,6 +186,14 @@ def test_a_tool_that_breaks_its_contract_fails_its_calls_only() -> None:
 
     execution = run(ASK, ShortTools({"VQA": "yes"}))
     assert (execution.status, execution.error) == ("tool_error", "step 1 (VQA): the tool did not give one result per call")
+
+
+def test_a_tool_that_cannot_be_loaded_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    tools = open_toolbox(ToolsConfig(loc=RegionBackend.owlvit, detector=VisionConfig(model=str(tmp_path))))
+    program = "BOX0=LOC(image=IMAGE,object='boat')\nFINAL_RESULT=RESULT(var=BOX0)"
+    with pytest.raises(ModelError, match=re.escape(str(tmp_path))):
+        run_programs([make_job(program), make_job(program)], tools=tools)
 
 
 def test_an_empty_value_has_the_type_of_its_tool() -> None:

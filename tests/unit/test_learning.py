@@ -10,12 +10,11 @@ from tests.fixtures.scripted_assistant import IS_THERE, ColorProvider, World, ma
 from tests.fixtures.scripted_chat import ScriptedChat
 from visloop.assistant.cases import Case
 from visloop.assistant.critics import open_critic, open_inference
-from visloop.assistant.gate import choose_replay
 from visloop.assistant.learning import ToolUpdate, update_tool
 from visloop.assistant.lessons import count_votes, make_failure, make_successes
-from visloop.assistant.material import adapt_tuning, plan_tuning
+from visloop.assistant.material import adapt_tools, adapt_tuning, plan_tools, plan_tuning
 from visloop.assistant.runs import CycleParts, make_case, run_proposals
-from visloop.config_assistant import CriticChoice, LearningConfig, PromptTuning, ReflectionConfig
+from visloop.config_assistant import CriticChoice, LearningConfig, PromptTuning, ReflectionConfig, RegionBackend, ToolsConfig
 from visloop.errors import ConfigError, DataError, TrainingError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Critique, Instance, Proposal
@@ -181,6 +180,37 @@ def test_a_training_that_fails_is_a_refusal(world: World, monkeypatch: pytest.Mo
     assert (update.state, update.reason) == ("refused", "'teal': the loss is nan")
 
 
+def test_ablations_change_the_settings_of_every_tool() -> None:
+    tools = ToolsConfig(tuning=PromptTuning(steps=5), tunings={"LOC": PromptTuning(steps=6), "CLIP": PromptTuning(steps=7)})
+    assert adapt_tools(tools, learning=LearningConfig()) == tools
+    loose = adapt_tools(tools, learning=LearningConfig(validate=False, ensemble=False))
+    found = {name: (tuning.steps, tuning.min_validation, tuning.max_base_drop, tuning.ensemble) for name, tuning in loose.tunings.items()}
+    assert found == {"LOC": (6, 0.0, 1.0, 1), "CLIP": (7, 0.0, 1.0, 1)}
+    assert (loose.tuning.steps, loose.tuning.min_validation, loose.tuning.ensemble) == (5, 0.0, 1)
+
+
+def test_every_tool_has_the_plan_of_its_own_settings() -> None:
+    assert plan_tools(ToolsConfig(), validate=True) == plan_tuning(PromptTuning(), validate=True), "one for all where none has any"
+    tools = ToolsConfig(
+        loc=RegionBackend.owlvit,
+        tunings={"LOC": PromptTuning(instances=200), "SELECT": PromptTuning(instances=5, validation=1, negatives=15, known_at=0.9)},
+    )
+    plan = plan_tools(tools, validate=False)
+    select = plan.find_plan("SELECT")
+    assert (select.positives, select.negatives, select.known_at, select.validate) == (6, 15, 0.9, False)
+    found = {name: plan.find_plan(name).positives for name in ("LOC", "SEG", "SELECT", "FILTER", "CLASSIFY", "VQA", "REPLACE", "MIRROR")}
+    assert found == {"LOC": 212, "SEG": 32, "SELECT": 6, "FILTER": 6, "CLASSIFY": 32, "VQA": 32, "REPLACE": 32, "MIRROR": 32}
+
+
+def test_as_much_is_collected_as_the_taught_tool_wants(world: World) -> None:
+    case, parts = fail(world, LOC_TEAL, "teal", "red")
+    few = replace(parts.plan, positives=5, negatives=3)
+    update = teach(world, case, parts, 1, plan=replace(parts.plan, own={"LOC": few, "SELECT": replace(few, positives=9)}))
+    assert [sum(instance.positive is positive for instance in update.instances) for positive in (True, False)] == [5, 3]
+    known = teach(world, case, parts, 1, plan=replace(parts.plan, own={"LOC": replace(few, known_at=0.0)}))
+    assert "known already" in known.reason
+
+
 def test_ablations_change_what_the_toolbox_is_opened_with() -> None:
     tuning = PromptTuning()
     assert adapt_tuning(tuning, validate=True, ensemble=True) == tuning
@@ -223,18 +253,6 @@ def test_votes(world: World) -> None:
     assert count_votes(trace, accepted=False, critiques=[plan, tool], taught_tool=False) == {"a": -1, "b": -1}
     assert count_votes(trace, accepted=False, critiques=[plan, tool], taught_tool=True) == {}, "the program was right after all"
     assert count_votes(trace, accepted=False, critiques=[tool], taught_tool=False) == {}
-
-
-def test_replay_is_spread_over_families(world: World) -> None:
-    tasks = [world.add("How many red cells are there?", "red") for _ in range(6)] + [
-        world.add("Is there a red cell?", "red") for _ in range(2)
-    ]
-    right = frozenset(task.id for task in tasks[1:])
-    chosen = choose_replay(tasks, right, most=4, seed=0)
-    assert sorted(task.family for task in chosen).count("Is there a {word} cell?") == 2
-    assert all(task.id in right for task in chosen) and len({task.id for task in chosen}) == 4
-    assert choose_replay(tasks[::-1], right, most=4, seed=0) == chosen
-    assert choose_replay(tasks, frozenset(), most=4, seed=0) == []
 
 
 def test_critics_by_configuration() -> None:

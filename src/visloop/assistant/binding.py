@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from visloop.assistant.placeholders import fill_placeholders, find_placeholders
 from visloop.assistant.program import Reference, Statement
-from visloop.errors import ProgramError, ToolError
+from visloop.errors import ConfigError, ModelError, ProgramError, ToolError
 from visloop.tools.base import Parameter, ToolCall, ToolResult, ToolSignature
 from visloop.tools.expression_grammar import list_placeholders, parse_expression
 from visloop.tools.expressions import EXPRESSION_TOOL
+from visloop.tools.failures import note_failure
 from visloop.tools.values import Value, ValueType, type_of
 
 _TUPLES: tuple[ValueType, ...] = ("Boxes", "Objects", "List")
@@ -92,13 +93,20 @@ def read_value(value: object, *, declared: ValueType, maker: str) -> TypedValue:
 
 def read_results(call_tool: Callable[[list[ToolCall]], list[ToolResult]], calls: list[ToolCall]) -> list[ToolResult]:
     """Results of calls of one tool. A tool that breaks its contract (raises, or gives another number of results) is asked again call by
-    call, so that one bad call does not fail the others; what then still breaks is a result with ``error``."""
+    call, so that one bad call does not fail the others; what then still breaks is a result with ``error``.
+
+    Raises:
+        ConfigError, ModelError: the tool cannot be loaded, or a call alone does not fit into memory; no program is to blame for that.
+    """
     try:
         results: object = call_tool(calls)
         if isinstance(results, list) and len(results) == len(calls) and all(isinstance(result, ToolResult) for result in results):
             return results
         reason = "the tool did not give one result per call"
+    except (ConfigError, ModelError):
+        raise
     except Exception as error:  # whatever a tool raises fails its call, never the other programs
+        note_failure(error, tool=calls[0].tool if calls else "", calls=len(calls))
         reason = f"{type(error).__name__}: {error}"
     if len(calls) > 1:
         return [read_results(call_tool, [call])[0] for call in calls]

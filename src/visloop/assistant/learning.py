@@ -87,13 +87,14 @@ def update_tool(
 
     Args:
         tools: the toolbox with ``pool``.
+        plan: for all tools; the taught one may have a plan of its own in it.
         passed_over: (owner, word) pairs that are known, or were taught without success, earlier in the cycle.
     """
     tool_name, call, words_of, gap = _find_call(case, critique, tools=tools)
     tool = tools.find_tool(tool_name) if tool_name else None
     if call is None or not is_learnable(tool):
         return ToolUpdate(pool=pool, state="no_update", reason=gap or f"{critique.tool or 'the step'} learns nothing")
-    asks, answer, inferred, lesson = tool.learns_questions, None, [], _Lesson(pool)
+    asks, answer, inferred, lesson, plan = tool.learns_questions, None, [], _Lesson(pool), plan.find_plan(tool_name)
     words = list(words_of.list_concepts(call)) if words_of and not asks else []
     if tool_name == ANSWERED_LATER:
         found = sources.inference.infer(case, critique, tools=tools, seed=seed_for(seed, "infer", critique.id))

@@ -1,7 +1,7 @@
 """What a tool is taught from: how much, which providers are asked in which order, the inferred example of a question (CLOVA 3.4)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,12 +12,14 @@ from visloop.assistant.cases import ANSWERED_LATER, Case
 from visloop.assistant.inference import AnswerInference
 from visloop.assistant.interpreter import Execution
 from visloop.assistant.providers import DataProvider, check_no_leak, split_instances
-from visloop.config_assistant import PromptTuning
+from visloop.config_assistant import LearningConfig, PromptTuning, ToolsConfig
+from visloop.config_ranges import check_numbers
 from visloop.datasets.images import store_picture
 from visloop.errors import DataError
 from visloop.ids import make_id, seed_for
 from visloop.records.assistant import DataSource, Instance
 from visloop.tools.base import ToolCall
+from visloop.tools.tunings import choose_tuning, find_owners
 
 MOST_KNOWN_QUESTIONS: Final = 80
 """Questions of a batch's accepted runs that a lesson of VQA must not cost: half of them become anchors, half are measured."""
@@ -43,7 +45,7 @@ class TuningPlan:
     """How much is collected, when a tool counts as knowing a word already, and whether validation decides (CLOVA 3.4).
 
     ``positives`` and ``negatives`` are instances per concept, ``known_at`` is the accuracy on validation instances from which a word
-    counts as known.
+    counts as known. ``own`` are the plans of tools with settings of their own, by name.
     """
 
     positives: int
@@ -51,10 +53,20 @@ class TuningPlan:
     known_at: float
     validation_share: float = 0.35
     validate: bool = True
+    own: Mapping[str, "TuningPlan"] = field(default_factory=dict)
+
+    def find_plan(self, tool: str) -> "TuningPlan":
+        """The plan for one tool: its own, or this one."""
+        return self.own.get(tool, self)
 
 
 def plan_tuning(tuning: PromptTuning, *, validate: bool) -> TuningPlan:
-    """The plan that goes with a toolbox's tuning configuration."""
+    """The plan that goes with a tuning configuration.
+
+    Raises:
+        ConfigError: a number of it is out of its range.
+    """
+    check_numbers(tuning, key="tuning")
     return TuningPlan(
         positives=tuning.instances + tuning.validation,
         negatives=tuning.negatives,
@@ -62,6 +74,22 @@ def plan_tuning(tuning: PromptTuning, *, validate: bool) -> TuningPlan:
         validation_share=tuning.validation / (tuning.instances + tuning.validation),
         validate=validate,
     )
+
+
+def plan_tools(tools: ToolsConfig, *, validate: bool) -> TuningPlan:
+    """The plan that goes with a toolbox: what the configuration says of all tools, and of single ones."""
+    chosen = {name: choose_tuning(tools, name) for name in dict.fromkeys([*find_owners(tools), *tools.tunings])}
+    own = {name: plan_tuning(tuning, validate=validate) for name, tuning in chosen.items() if tuning is not tools.tuning}
+    return replace(plan_tuning(tools.tuning, validate=validate), own=own)
+
+
+def adapt_tools(tools: ToolsConfig, *, learning: LearningConfig) -> ToolsConfig:
+    """The tools as a cycle opens them: the prompts of every one are tuned as the ablations of learning want it."""
+
+    def adapt(tuning: PromptTuning) -> PromptTuning:
+        return adapt_tuning(tuning, validate=learning.validate, ensemble=learning.ensemble)
+
+    return replace(tools, tuning=adapt(tools.tuning), tunings={name: adapt(tuning) for name, tuning in tools.tunings.items()})
 
 
 def adapt_tuning(tuning: PromptTuning, *, validate: bool, ensemble: bool) -> PromptTuning:

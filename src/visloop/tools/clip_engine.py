@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from visloop.config_assistant import ToolsConfig
+from visloop.config_assistant import PromptTuning, ToolsConfig
 from visloop.errors import DataError
 from visloop.records.assistant import Instance, PromptEntry
 from visloop.tools.anchors import Anchors, load_anchors
@@ -17,12 +17,12 @@ from visloop.tools.naming import PromptBank, Region, TextFeatures, find_group
 from visloop.tools.prompt_pool import PromptPool
 from visloop.tools.region_cache import SHARED, RegionCache
 from visloop.tools.tuning import learn_prompts, split_instances
+from visloop.tools.tunings import CLIP_OWNER, choose_tuning
 from visloop.tools.values import Boxes, Objects, VisualObject
 from visloop.tools.vocabulary import Vocabulary, load_vocabulary
 from visloop.tools.word_tuning import WordProblem
 
-OWNER = "CLIP"
-"""LOC, SEG, SELECT, FILTER, CLASSIFY and VQA share one model and one placement, so they share their prompts."""
+OWNER = CLIP_OWNER
 PLACEMENT = "text prefix"
 
 
@@ -40,9 +40,13 @@ class ClipEngine:
         self.regions: RegionCache = SHARED
         self._texts: TextFeatures = {}
 
-    def open_bank(self, pool: PromptPool) -> PromptBank:
-        """The prompts of a pool that belong to these tools."""
-        return PromptBank(self.encoder, self.vocabulary, pool=pool, owner=OWNER, tuning=self.config.tuning, features=self._texts)
+    def find_tuning(self, tool: str = OWNER) -> PromptTuning:
+        """How one of these tools learns and combines prompts; ``OWNER``: as all of them do that have no settings of their own."""
+        return choose_tuning(self.config, tool)
+
+    def open_bank(self, pool: PromptPool, *, tool: str = OWNER) -> PromptBank:
+        """The prompts of a pool that belong to these tools, combined as ``tool`` does."""
+        return PromptBank(self.encoder, self.vocabulary, pool=pool, owner=OWNER, tuning=self.find_tuning(tool), features=self._texts)
 
     def propose(self, image: Image.Image) -> tuple[Region, ...]:
         """The regions of a picture; those of recent pictures are kept."""
@@ -66,8 +70,12 @@ class ClipEngine:
         group: str,
         seed: int,
         cycle: int,
+        tool: str = OWNER,
     ) -> TuningReport:
         """Learn prompts for one word (CLOVA 3.4); see ``visloop.tools.word_tuning``.
+
+        Args:
+            tool: who learns: its settings decide how, and what is kept. All of these tools use what it learned.
 
         Raises:
             DataError: no instances, an unreadable picture, or a train instance that is a validation instance too.
@@ -79,7 +87,7 @@ class ClipEngine:
                 f"concept {concept!r}: {len(train)} train and {len(validation)} validation instances, and positives are missing in one of "
                 "the splits; a prompt needs some to learn from and others to be validated on"
             )
-        bank = self.open_bank(pool)
+        bank, tuning = self.open_bank(pool, tool=tool), self.find_tuning(tool)
         given = next((entry.group for entry in instances if entry.positive and entry.group), group)
         place = find_group(concept, given, self.vocabulary)
         crops = read_instances(train, root=self.root, propose=self.propose)
@@ -90,7 +98,7 @@ class ClipEngine:
             train=crops,
             validation=read_instances(validation, root=self.root, propose=self.propose),
             replay=read_instances(replay, root=self.root, propose=self.propose),
-            config=self.config.tuning,
+            config=tuning,
             anchors=self.anchors,
         )
         entry = PromptEntry(
@@ -108,9 +116,9 @@ class ClipEngine:
             group=place or given,
         )
         positives = [crop.instance for crop in crops if crop.instance.positive]
-        tuned = learn_prompts(problem, positives=positives, entry=entry, config=self.config.tuning, seed=seed)
+        tuned = learn_prompts(problem, positives=positives, entry=entry, config=tuning, seed=seed)
         return TuningReport(
-            pool=pool.add_prompts(tuned.kept, most_per_concept=self.config.tuning.max_prompts) if tuned.kept else pool,
+            pool=pool.add_prompts(tuned.kept, most_per_concept=tuning.max_prompts) if tuned.kept else pool,
             kept=tuple(prompt.entry.id for prompt in tuned.kept),
             refused=tuned.refused,
             reason=tuned.reason,

@@ -34,7 +34,7 @@ class ClipTool(ABC):
     def __init__(self, name: str, engine: ClipEngine, pool: PromptPool) -> None:
         self.signature = SIGNATURES[name]
         self.engine, self.pool = engine, pool
-        self.bank = engine.open_bank(pool)
+        self.bank = engine.open_bank(pool, tool=name)
         self.threshold = engine.config.clip.threshold
 
     def with_pool(self, pool: PromptPool) -> Self:
@@ -92,7 +92,14 @@ class ClipTool(ABC):
     def tune(self, concept: str, *, instances: Sequence[Instance], replay: Sequence[Instance], seed: int, cycle: int) -> TuningReport:
         """Learn prompts for a word; see ``ClipEngine.tune_word``."""
         return self.engine.tune_word(
-            concept, pool=self.pool, instances=instances, replay=replay, group=self.guess_group(instances), seed=seed, cycle=cycle
+            concept,
+            pool=self.pool,
+            instances=instances,
+            replay=replay,
+            group=self.guess_group(instances),
+            seed=seed,
+            cycle=cycle,
+            tool=self.signature.name,
         )
 
     def guess_group(self, instances: Sequence[Instance]) -> str:

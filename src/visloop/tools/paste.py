@@ -42,8 +42,9 @@ from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
 from visloop.tools.queries import read_query
 from visloop.tools.signatures import SIGNATURES
 from visloop.tools.tuning import draw_folds, split_instances
+from visloop.tools.tunings import PASTE_OWNER
 
-OWNER = "PASTE"
+OWNER = PASTE_OWNER
 PLACEMENT = "exemplar"
 _FILL_RADIUS, _FILL_RIM = 3, 2
 _MOST_RENDERINGS = 24
@@ -131,7 +132,7 @@ class PasteTool:
         Raises:
             DataError: instances are missing or unreadable.
         """
-        started = time.perf_counter()
+        started, tuning = time.perf_counter(), self.engine.find_tuning(self.signature.name)
         train, validation = split_instances(instances)
         positives = [
             crop
@@ -147,25 +148,25 @@ class PasteTool:
         before = judge.measure({} if own is None else {kind: own}, concept)
         base = judge.measure_words({name.split(".")[1]: value for name, value in self.exemplars.items() if name.startswith(f"{kind}.")})
         kept: list[LearnedPrompt] = []
-        known = before >= self.engine.config.tuning.known_at
+        known = before >= tuning.known_at
         learns = bool(positives) and kind in KINDS and not known
-        folds = draw_folds(len(positives), prompts=self.engine.config.tuning.prompts, seed=seed) if learns else []
+        folds = draw_folds(len(positives), prompts=tuning.prompts, seed=seed) if learns else []
         scores = []
         for fold in folds:
             chosen = [positives[index] for index in fold]
             exemplar = make_exemplar(kind, [(np.asarray(crop.picture), crop.region) for crop in chosen])
             score = judge.measure({kind: exemplar}, concept)
             scores.append(score)
-            if score >= self.engine.config.tuning.min_validation:
+            if score >= tuning.min_validation:
                 kept.append(self._make_prompt(concept, kind, chosen, exemplar, score=score, base=base, cycle=cycle))
-        pool = self.pool.add_prompts(kept, most_per_concept=self.engine.config.tuning.max_prompts) if kept else self.pool
+        pool = self.pool.add_prompts(kept, most_per_concept=tuning.max_prompts) if kept else self.pool
         return TuningReport(
             pool=pool,
             kept=tuple(dict.fromkeys(prompt.entry.id for prompt in kept)),
             refused=len(folds) - len(kept),
             reason=f"known already: {before:.2f} of the drawings are right"
             if known
-            else _explain(kept, scores, kind, concept, least=self.engine.config.tuning.min_validation),
+            else _explain(kept, scores, kind, concept, least=tuning.min_validation),
             validation_before=before,
             validation_after=max((prompt.entry.validation_accuracy for prompt in kept), default=before),
             base_before=base,

@@ -8,6 +8,7 @@ from PIL import Image
 
 from visloop.errors import ToolError
 from visloop.tools.base import ToolCall, ToolResult, ToolSignature
+from visloop.tools.failures import note_failure
 from visloop.tools.values import Box, Boxes, Objects, Value, VisualObject
 
 
@@ -28,6 +29,7 @@ class PlainTool:
             return ToolResult(value=None, error=f"{self.signature.name}: {error}")
         except Exception as error:
             # one bad call must not lose its batch, whatever went wrong
+            note_failure(error, tool=self.signature.name)
             return ToolResult(value=None, error=f"{self.signature.name}: {type(error).__name__}: {error}")
 
 

@@ -17,10 +17,12 @@ from visloop.errors import ConfigError, ModelError, ToolError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import TaskKind
 from visloop.tools.base import Tool, ToolCall, ToolResult, ToolSignature
+from visloop.tools.failures import OutOfMemoryError, note_failure
 from visloop.tools.plain import PlainTool
 from visloop.tools.plugins import ToolFactory, load_plugins, register_tool
 from visloop.tools.prompt_pool import PromptPool
 from visloop.tools.signatures import ALIASES, SIGNATURES
+from visloop.tools.tunings import check_tunings
 from visloop.tools.values import ValueType, type_of
 
 __all__ = ["ToolFactory", "Toolbox", "open_toolbox", "register_tool"]
@@ -101,7 +103,8 @@ class Toolbox:
         call's ``error``. So do an unknown name, a broken contract and a value of another type than the signature promises.
 
         Raises:
-            ConfigError, ModelError: the tool cannot be loaded. No program is to blame for that, so it is not made a result.
+            ConfigError, ModelError: the tool cannot be loaded, or a call alone does not fit into memory. No program is to blame for
+                that, so it is not made a result.
         """
         if not calls:
             return []
@@ -113,12 +116,19 @@ class Toolbox:
 
 
 def _run_guarded(tool: Tool, calls: list[ToolCall], *, name: str) -> list[ToolResult]:
+    results: Any = None
+    shown: str | None = None
     try:
         results = tool.run(calls)
+    except OutOfMemoryError:
+        raise
     except Exception as error:
+        note_failure(error, tool=name, calls=len(calls))
+        shown = str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}"
+    if shown is not None:
+        # not while the exception is handled: it holds what the batch had in memory
         if len(calls) > 1:
             return [result for call in calls for result in _run_guarded(tool, [call], name=name)]
-        shown = str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}"
         return [ToolResult(value=None, error=f"{name}: {shown}")]
     if not isinstance(results, list) or len(results) != len(calls):
         count = len(results) if isinstance(results, list) else f"a {type(results).__name__} of"
@@ -165,7 +175,8 @@ def open_toolbox(
         root: the data folder that paths of instances start from, for tools that are tuned.
 
     Raises:
-        ConfigError: a backend that a tool does not have, a backend without what it needs, or a plugin that cannot be loaded.
+        ConfigError: a backend that a tool does not have, a backend without what it needs, a plugin that cannot be loaded, or settings of a
+            single tool that no tool reads.
     """
     pool = pool if pool is not None else PromptPool()
     if config.names is ListBackend.chat and chat is None:
@@ -180,8 +191,9 @@ def open_toolbox(
     sources = _open_sources(config, pool=pool, chat=chat, extras={"answer": answer, "root": root})
     # what no other source makes is a tool about places
     by_name = {name: sources[routes.get(name, "regions")] for name in SIGNATURES}
-    signatures = dict(SIGNATURES)
-    for name, plugin in load_plugins(config.plugins).items():
+    signatures, plugins = dict(SIGNATURES), load_plugins(config.plugins)
+    check_tunings(config, plugins=plugins)
+    for name, plugin in plugins.items():
         signatures[name] = plugin.signature
         by_name[name] = _Source(lambda plugin=plugin, name=name: {name: plugin.factory(config)})  # type: ignore[misc]
     return Toolbox(signatures=signatures, sources=by_name, pool=pool, loaded_with=pool)
