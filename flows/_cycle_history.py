@@ -8,9 +8,9 @@ next one.
 
 import getpass
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -77,9 +77,7 @@ def start_rollback(layout: Layout, *, end: int) -> Rollback | None:
     manifest = read_manifest(layout.cycle(end)) if end >= 0 else None
     if manifest is None or end > last:
         raise ConfigError(f"assistant.tasks.back_to={end}: there are the cycles 0 to {last} in {layout.cycle(0).parent}")
-    damaged = check_files(layout.cycle(end), manifest)
-    if damaged:
-        raise DataError(f"{layout.cycle(end) / min(damaged)} is not as it was written; restore it (dvc checkout) and roll back again")
+    check_cycle_files(layout, end)
     later = tuple(number for number in _list_folders(layout) if number > end)
     if not later:
         return None
@@ -95,6 +93,29 @@ def start_rollback(layout: Layout, *, end: int) -> Rollback | None:
     )
     write_json(_place(layout, record) / RECORD_NAME, asdict(record))
     return record
+
+
+def check_cycle_files(layout: Layout, number: int, *, parts: Collection[str] = ()) -> None:
+    """Compare the files of a finished cycle with its manifest before anything is made from them. Other stages know a cycle by its manifest
+    and would not notice.
+
+    Args:
+        parts: names of files and folders in it; by default all that it has.
+
+    Raises:
+        DataError: the cycle is not finished, or a file is missing or has other bytes than were written.
+    """
+    folder = layout.cycle(number)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DataError(f"{folder} is no finished cycle; play it first (python -m flows.reflect_learn)")
+    named = {name: digest for name, digest in manifest.files.items() if not parts or name.partition("/")[0] in parts}
+    damaged = check_files(folder, replace(manifest, files=named))
+    if damaged:
+        raise DataError(
+            f"{folder / min(damaged)} is not as it was written ({len(damaged)} of {len(named)} files are missing or changed); restore "
+            f"cycle {number} (dvc checkout), or go back to an earlier one (make rollback CYCLE=N), and run again"
+        )
 
 
 def set_aside(layout: Layout, record: Rollback) -> None:

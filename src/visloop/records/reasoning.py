@@ -16,7 +16,8 @@ readable step after all repairs. ``truncated``: cut by the token budget. ``faile
 Decoding = Literal["sampled", "greedy"]
 Verdict = Literal["correct", "wrong", "unjudged"]
 ScoreStatus = Literal["scored", "unjudged", "not_asked"]
-ExampleKind = Literal["reason", "optimal", "flawed", "wrong_answer", "agent", "general", "direct", "multi_turn"]
+ExampleKind = Literal["reason", "optimal", "flawed", "wrong_answer", "agent", "general", "direct", "multi_turn", "plan", "program"]
+"""``plan`` and ``program`` are a planner's (``records/programs.py``), the others the two agents'."""
 AnswerStatus = Literal["ok", "chain_missing", "chain_truncated", "answer_missing", "failed"]
 
 
