@@ -1,6 +1,7 @@
 """Critiques written by a chat model: reading replies, placing the fault in the syntax tree, retries, the walk from step to step."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from visloop.config import Sampling
 from visloop.errors import ConfigError, ModelError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Critique, Proposal
+from visloop.tools.base import ToolSignature
 from visloop.tools.signatures import find_signature
 
 PROMPTS = PromptSet("full")
@@ -268,6 +270,15 @@ def test_interrupt_critique_shows_error_tools_and_program(world: World) -> None:
     assert (critique.culprit, critique.step, critique.grain) == ("program", 2, "interrupt")
     text = chat.requests[0].messages[0].text
     assert "BOX7" in text and "COUNT(box: Boxes|Objects) -> Number" in text and "REPLACE(" not in text, "only tools of the task's kind"
+
+
+def test_a_critic_is_told_of_plugins(world: World) -> None:
+    plugin = ToolSignature(name="AREA", parameters=(), returns="Number", doc="how large it is", kinds=("vqa",))
+    world.tools = replace(world.tools, plugins=(plugin,))
+    case = fail(world, "ANSWER0=COUNT(box=BOX7)\nFINAL_RESULT=RESULT(var=ANSWER0)", "teal")
+    chat = answer('{"culprit": "program", "step": 1, "reason": "BOX7 is not defined"}')
+    ask(chat, [case], world, grain="interrupt")
+    assert plugin.describe() in chat.requests[0].messages[0].text
 
 
 def test_text_that_is_no_program_can_still_be_blamed(world: World) -> None:

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import build_lexicon
+from visloop.assistant.planner_prompts import choose_demonstrations, write_prompt
 from visloop.assistant.proposals import FailedAttempt, find_problems, list_failed_programs, normalize_program, pair_attempts
-from visloop.assistant.retrieval import Encoder, MaskedEncoder, retrieve
+from visloop.assistant.retrieval import Encoder, MaskedEncoder
 from visloop.chat.base import ChatModel, ChatReply, ChatRequest, Message, Sampling
 from visloop.config_assistant import PlannerConfig
 from visloop.errors import ConfigError, ModelError, ProgramError
 from visloop.ids import seed_for
 from visloop.prompts.render import PromptSet
-from visloop.records.assistant import Demonstration, DemonstrationKind, Proposal, ProposalStatus, Task
-from visloop.tools.base import FindSignature
-from visloop.tools.signatures import find_signature, list_signatures
+from visloop.records.assistant import DemonstrationKind, Proposal, ProposalStatus, Task
+from visloop.tools.base import ToolCatalogue
+from visloop.tools.signatures import SHIPPED
 
 _STEP = re.compile(r"^\W*(?:step\s*)?\d+\s*[:.,)*]*\s*(?P<text>\S.*?)\s*$", re.IGNORECASE)
 _LINE = re.compile(r"^\s*[A-Za-z_]\w*\s*=\s*[A-Za-z_]\w*\s*\(")
@@ -48,14 +49,14 @@ class _Draft:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmPlanner:
     """A planner over any chat model. ``vocabulary`` are words that the tools know by name; they are masked when similar
-    demonstrations are looked for."""
+    demonstrations are looked for; ``tools`` are those that its prompts list and its programs may call."""
 
     chat: ChatModel
     prompts: PromptSet
     config: PlannerConfig
     encoder: Encoder
     vocabulary: frozenset[str] = frozenset()
-    find_signature: FindSignature = find_signature
+    tools: ToolCatalogue = SHIPPED
 
     @property
     def name(self) -> str:
@@ -96,33 +97,20 @@ class LlmPlanner:
 
     def _open(self, draft: _Draft, kind: DemonstrationKind, *, pool: DemonstrationPool, encoder: Encoder) -> None:
         """Write the first turn of a plan's or a program's dialogue."""
-        task = draft.task
-        successes, failures = self._choose(task, kind, pool=pool, encoder=encoder)
-        values: dict[str, object] = {
-            "task_kind": task.kind,
-            "inputs": task.inputs,
-            "demonstrations": successes,
-            "failures": failures,
-            "attempt": self._show_attempt(draft, kind),
-            "instruction": task.instruction,
-        }
-        if kind == "program":
-            values |= {"tools": [signature.describe() for signature in list_signatures(task.kind)], "plan": draft.plan}
-            values["use_plan"] = self.config.use_plan
-        draft.messages = [Message(role="user", text=self.prompts.render(kind, **values))]
-        draft.shown += [entry.id for entry in (*successes, *failures) if entry.id not in draft.shown]
+        shown = choose_demonstrations(draft.task, kind, pool=pool, encoder=encoder, config=self.config)
+        text = write_prompt(
+            draft.task,
+            kind,
+            shown=shown,
+            prompts=self.prompts,
+            tools=self.tools,
+            use_plan=self.config.use_plan,
+            plan=draft.plan,
+            attempt=self._show_attempt(draft, kind),
+        )
+        draft.messages = [Message(role="user", text=text)]
+        draft.shown += [entry.id for entries in shown for entry in entries if entry.id not in draft.shown]
         draft.tries, draft.waiting = 0, True
-
-    def _choose(
-        self, task: Task, kind: DemonstrationKind, *, pool: DemonstrationPool, encoder: Encoder
-    ) -> tuple[list[Demonstration], list[Demonstration]]:
-        """Successes and failures to show, most similar last; no failures before their pool is large enough."""
-        most = self.config.count_shown(task.kind)
-        good, bad = pool.find(kind, "success", task.kind), pool.find(kind, "failure", task.kind)
-        if not self.config.use_failures or len(bad) <= self.config.failures_from:
-            bad = ()
-        first, second = ([entry for entry, _ in retrieve(task.instruction, entries, encoder=encoder, most=most)] for entries in (good, bad))
-        return first, second
 
     def _show_attempt(self, draft: _Draft, kind: DemonstrationKind) -> FailedAttempt | None:
         """The failed attempt, in the prompt of what is to blame; without plans a program takes all blame."""
@@ -163,7 +151,7 @@ class LlmPlanner:
             problems: tuple[str, ...] = () if draft.plan else ("no numbered steps",)
         else:
             draft.program = read_program(reply.text)
-            problems = find_problems(draft.program, task=draft.task, find_signature=self.find_signature)
+            problems = find_problems(draft.program, task=draft.task, find_signature=self.tools.find_signature)
             if not problems and normalize_program(draft.program) in draft.failed:
                 problems = ("this program was tried before and is wrong; write another",)
         if problems and draft.tries < self.config.max_tries:

@@ -16,8 +16,8 @@ from visloop.config_assistant import EncoderChoice, PlannerChoice, PlannerConfig
 from visloop.errors import ConfigError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Proposal, Task
-from visloop.tools.base import FindSignature
-from visloop.tools.signatures import find_signature
+from visloop.tools.base import ToolCatalogue
+from visloop.tools.signatures import SHIPPED
 
 __all__ = ["FailedAttempt", "HybridPlanner", "Planner", "open_encoder", "open_planner"]
 
@@ -79,7 +79,7 @@ def open_planner(
     prompts: PromptSet | None = None,
     vocabulary: Collection[str] = (),
     encoder: Encoder | None = None,
-    find_signature: FindSignature = find_signature,
+    tools: ToolCatalogue = SHIPPED,
 ) -> Planner:
     """The planner that the configuration names.
 
@@ -88,7 +88,7 @@ def open_planner(
         prompts: the templates of its prompts; None: the style for general models.
         vocabulary: words that the tools know by name: masked for retrieval, and to be used by every program whose instruction has them.
         encoder: in place of the configured one.
-        find_signature: what is known of tools and plugins.
+        tools: what is known of tools and plugins; a toolbox knows its own. The embedded LM writes no plugin's tool.
 
     Raises:
         ConfigError: a planner with an LLM was asked for without ``chat``, or ``search`` without a scorer; a value is out of range.
@@ -102,7 +102,7 @@ def open_planner(
         )
     encoder = encoder or open_encoder(config)
     words = frozenset(vocabulary)
-    filling = SlotFillingPlanner(config=config, encoder=encoder, vocabulary=words, find_signature=find_signature)
+    filling = SlotFillingPlanner(config=config, encoder=encoder, vocabulary=words, find_signature=tools.find_signature)
     if config.choice is PlannerChoice.slot_filling:
         return filling
     if config.choice is PlannerChoice.search:
@@ -110,14 +110,14 @@ def open_planner(
             raise ConfigError(
                 "planner.choice=search needs planner.scorer, the folder of a learned scorer; python -m flows.nlvr writes some"
             )
-        search = open_search_planner(scorer=Path(config.scorer), find_tool=find_signature)
+        search = open_search_planner(scorer=Path(config.scorer), find_tool=tools.find_signature)
         return HybridPlanner(first=search, second=filling, min_confidence=0.0, name=search.name)
     llm: Planner
     if config.writer is WriterChoice.embedded:
         from visloop.chat.symbol_model import load_symbol_model
 
         writer = load_symbol_model(config.lm)
-        llm = SymbolPlanner(writer=writer, config=config, encoder=encoder, vocabulary=words, find_signature=find_signature)
+        llm = SymbolPlanner(writer=writer, config=config, encoder=encoder, vocabulary=words, find_signature=tools.find_signature)
     elif chat is None:
         raise ConfigError(
             f"planner.choice={config.choice.value} needs a chat model; give one, or use slot_filling, or planner.writer=embedded"
@@ -129,7 +129,7 @@ def open_planner(
             config=config,
             encoder=encoder,
             vocabulary=words,
-            find_signature=find_signature,
+            tools=tools,
         )
     if config.choice is PlannerChoice.llm:
         return llm

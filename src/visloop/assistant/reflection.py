@@ -15,8 +15,7 @@ from visloop.errors import ConfigError, ModelError
 from visloop.ids import make_id, seed_for
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Critique
-from visloop.tools.base import ToolRunner
-from visloop.tools.signatures import list_signatures
+from visloop.tools.base import ToolCatalogue, ToolRunner
 
 _TEMPLATES: dict[ReflectionGrain, str] = {"interrupt": "reflect_interrupt", "global": "reflect_global", "local": "reflect_local"}
 
@@ -63,12 +62,12 @@ class ChatCritic:
             _Question(case, make_id("critique", case.trace.id, grain, self.name, self._prompts.hash, len(case.earlier))) for case in cases
         ]
         if grain == "local":
-            self._walk_steps(questions, seed=seed)
+            self._walk_steps(questions, seed=seed, tools=tools)
         else:
             self._ask(questions, grain=grain, seed=seed, tools=tools)
         return [_make_critique(question, grain=grain, author=self.name, tools=tools) for question in questions]
 
-    def _walk_steps(self, questions: Sequence[_Question], *, seed: int) -> None:
+    def _walk_steps(self, questions: Sequence[_Question], *, seed: int, tools: ToolRunner) -> None:
         waiting = list(questions)
         step = 0
         while waiting:
@@ -76,10 +75,10 @@ class ChatCritic:
             waiting = [question for question in waiting if step <= len(question.case.trace.steps)]
             for question in waiting:
                 question.step, question.found = step, None
-            self._ask(waiting, grain="local", seed=seed, tools=None)
+            self._ask(waiting, grain="local", seed=seed, tools=tools)
             waiting = [question for question in waiting if question.found and question.found.culprit == "nothing"]
 
-    def _ask(self, questions: Sequence[_Question], *, grain: ReflectionGrain, seed: int, tools: ToolRunner | None) -> None:
+    def _ask(self, questions: Sequence[_Question], *, grain: ReflectionGrain, seed: int, tools: ToolRunner) -> None:
         waiting = list(questions)
         for attempt in range(self._max_tries):
             if not waiting:
@@ -87,7 +86,7 @@ class ChatCritic:
             requests = [
                 ChatRequest(
                     id=question.key,
-                    messages=(Message(role="user", text=self._prompts.render(_TEMPLATES[grain], **_show_case(question))),),
+                    messages=(Message(role="user", text=self._prompts.render(_TEMPLATES[grain], **_show_case(question, tools))),),
                     seed=seed_for(seed, question.key, question.step, attempt),
                 )
                 for question in waiting
@@ -102,7 +101,7 @@ class ChatCritic:
             waiting = [question for question in waiting if question.found is None]
 
 
-def _take_reply(question: _Question, reply: ChatReply, *, grain: ReflectionGrain, tools: ToolRunner | None) -> None:
+def _take_reply(question: _Question, reply: ChatReply, *, grain: ReflectionGrain, tools: ToolRunner) -> None:
     question.failed = reply.finish == "error"
     question.replies.append(f"error: {reply.error}" if question.failed else reply.text)
     if question.failed:
@@ -112,7 +111,7 @@ def _take_reply(question: _Question, reply: ChatReply, *, grain: ReflectionGrain
         question.found = read_step_check(reply.text, step=question.step, cut=cut)
     else:
         found = read_critique(reply.text, steps=question.case.steps, cut=cut)
-        question.found = _place_tool(found, case=question.case, tools=tools) if found and tools else found
+        question.found = _place_tool(found, case=question.case, tools=tools) if found else None
 
 
 def _place_tool(found: ReadCritique, *, case: Case, tools: ToolRunner) -> ReadCritique | None:
@@ -148,7 +147,7 @@ def _make_critique(question: _Question, *, grain: ReflectionGrain, author: str, 
     )
 
 
-def _show_case(question: _Question) -> dict[str, object]:
+def _show_case(question: _Question, tools: ToolCatalogue) -> dict[str, object]:
     case = question.case
     trace, feedback = case.trace, case.feedback
     plan = trace.proposal.plan
@@ -173,7 +172,7 @@ def _show_case(question: _Question) -> dict[str, object]:
         "checked": question.step,
         "error": trace.error or "",
         "error_step": trace.error_step,
-        "tools": [signature.describe() for signature in list_signatures(task.kind)],
+        "tools": [signature.describe() for signature in tools.list_signatures(task.kind)],
         "earlier": [critique.reason for critique in case.earlier if critique.reason],
     }
 

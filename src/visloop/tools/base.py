@@ -124,12 +124,20 @@ class LearnableTool(Tool, Protocol):
         ...
 
 
-class ToolRunner(Protocol):
-    """A set of tools by name: what the interpreter runs programs with. ``visloop.tools.toolbox.Toolbox`` is the real one."""
+class ToolCatalogue(Protocol):
+    """What is known of a set of tools before any of them is loaded: what planners and critics are told, plugins with it."""
 
     def find_signature(self, name: str) -> ToolSignature | None:
         """The signature of a tool, an alias or a plugin; None for an unknown name."""
         ...
+
+    def list_signatures(self, kind: TaskKind) -> Sequence[ToolSignature]:
+        """The tools that tasks of this kind may use, in the order in which prompts show them."""
+        ...
+
+
+class ToolRunner(ToolCatalogue, Protocol):
+    """A set of tools by name: what the interpreter runs programs with. ``visloop.tools.toolbox.Toolbox`` is the real one."""
 
     def run(self, tool: str, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Results of calls of one tool, in order. A tool that raises is turned into results with ``error``."""

@@ -192,3 +192,13 @@ def find_signature(name: str) -> ToolSignature | None:
 def list_signatures(kind: TaskKind) -> tuple[ToolSignature, ...]:
     """The tools that tasks of this kind may use, in the order of the catalogue."""
     return tuple(signature for signature in _SIGNATURES if kind in signature.kinds)
+
+
+class ShippedTools:
+    """The tools of this module as a ``ToolCatalogue``: what is known where no toolbox says more."""
+
+    find_signature = staticmethod(find_signature)
+    list_signatures = staticmethod(list_signatures)
+
+
+SHIPPED: Final = ShippedTools()
