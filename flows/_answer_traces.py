@@ -30,7 +30,7 @@ def open_page_run(experiment: str, config: Config) -> Iterator[TrackedRun]:
     key = make_id(experiment, digest, uuid4())
     tags = {**describe_git(Path.cwd()), "hash.config": digest}
     found = start_run(client, experiment_id, run_name=experiment, key=key, tags=tags)
-    run = TrackedRun(client, run_id=found.run_id, experiment_id=experiment_id, key=key, origin=found.origin, mlruns=mlruns)
+    run = TrackedRun(client, run_id=found.run_id, experiment_id=experiment_id, key=key, origin=found.origin, mlruns=mlruns, labels=tags)
     try:
         yield run
     finally:

@@ -1,10 +1,10 @@
 """What the gates measure on tasks, runs and critiques of the assistant: ``ok``, or the words that a person needs to find the fault."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from flows._assistant_context import AssistantContext
-from flows._facts import Facts, Row
+from flows._facts import Facts, Row, name_splits
 from flows._learned_facts import LEARNED_FACTS, LEARNED_MEASURES
 from flows._pictures import OK, PictureCheck
 from visloop.assistant.grammar import parse_program
@@ -34,8 +34,8 @@ def _measure_tasks(rows: Sequence[Row], context: AssistantContext) -> list[Facts
                 "instruction_text": OK if task.instruction.strip() else "empty",
                 "pictures": pictures.check_sample(task),
                 "input_names": _check_inputs(task),
-                "group_splits": _name_splits(splits_of_group[task.group]),
-                "picture_splits": _name_splits(shared),
+                "group_splits": name_splits(splits_of_group[task.group]),
+                "picture_splits": name_splits(shared),
             }
         )
     return facts
@@ -48,10 +48,6 @@ def _check_inputs(task: Task) -> str:
     if len(set(task.inputs)) < len(task.inputs):
         return f"a variable twice ({shown})"
     return OK if set(task.inputs) <= set(allowed) else f"{shown}; a {task.kind} task has {', '.join(allowed)}"
-
-
-def _name_splits(splits: Collection[str]) -> str:
-    return OK if len(splits) == 1 else " and ".join(sorted(splits))
 
 
 def _measure_traces(rows: Sequence[Row], context: AssistantContext) -> list[Facts]:

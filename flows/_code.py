@@ -38,19 +38,30 @@ def hash_code(names: Iterable[str]) -> str:
     Raises:
         ConfigError: a name is not a module of the project.
     """
-    modules = _close(tuple(sorted(set(names))))
+    modules = _close(names)
     entries = {name: _hash_module(_locate(name)) for name in modules}
-    for folder in sorted({_locate(name).parent for name in modules}):
+    for folder in _list_folders(modules):
         package = _package_of(folder)
         entries |= {f"{package}/{file.relative_to(folder).as_posix()}": _hash_bytes(file) for file in _data_files(folder)}
     return hash_json(entries)
+
+
+def list_files(names: Iterable[str]) -> list[Path]:
+    """The files that ``hash_code`` reads for these names: what a stage of ``dvc.yaml`` with this code has to depend on.
+
+    Raises:
+        ConfigError: a name is not a module of the project.
+    """
+    modules = _close(names)
+    data = [file for folder in _list_folders(modules) for file in _data_files(folder)]
+    return sorted({*map(_locate, modules), *data})
 
 
 @cache
 def _root() -> Path:
     spec = importlib.util.find_spec(PROJECT_PACKAGE)
     if spec is None or spec.origin is None:
-        raise ConfigError(f"package {PROJECT_PACKAGE} is not installed; run `make .venv` or set PYTHONPATH=src")
+        raise ConfigError(f"package {PROJECT_PACKAGE} is not installed; run `make install` or set PYTHONPATH=src")
     return Path(spec.origin).parent
 
 
@@ -73,7 +84,12 @@ def _exists(name: str) -> bool:
     return base.with_suffix(".py").is_file() or (base / "__init__.py").is_file()
 
 
-def _close(names: tuple[str, ...]) -> list[str]:
+def _list_folders(modules: Iterable[str]) -> list[Path]:
+    return sorted({_locate(name).parent for name in modules})
+
+
+def _close(given: Iterable[str]) -> list[str]:
+    names = set(given)
     seen: set[str] = set()
     waiting = list(names)
     while waiting:

@@ -3,17 +3,18 @@
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import psutil
 from filelock import FileLock
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from flows._provenance import MAX_TAG
+from flows._servers import ProcessName
 from flows._tracking_place import DATABASE_NAME, find_place
 from visloop.errors import ConfigError, DataError
 
@@ -136,8 +137,7 @@ def start_run(client: PatientClient, experiment_id: str, *, run_name: str, key: 
 
     A run that a living process other than this one is at work on is left to it.
     """
-    labels = {KEY_TAG: key, PROCESS_TAG: _name_process(), "mlflow.user": os.environ.get("USER", "unknown"), **tags}
-    cut = {name: str(value)[:MAX_TAG] for name, value in labels.items()}
+    labels = {KEY_TAG: key, **tags}
     parent = f" and tags.`{PARENT_TAG}` = '{tags[PARENT_TAG]}'" if PARENT_TAG in tags else ""
     found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'{parent}", order_by=["attributes.start_time DESC"])
     for run in found:
@@ -145,44 +145,63 @@ def start_run(client: PatientClient, experiment_id: str, *, run_name: str, key: 
         if run.info.status == "FINISHED":
             client.set_tag(run_id, RERUNS_TAG, str(int(run.data.tags.get(RERUNS_TAG, "0")) + 1))
             return FoundRun(run_id, "finished")
-        if run.info.status == "RUNNING" and _works_elsewhere(run.data.tags.get(PROCESS_TAG, "")):
+        if run.info.status == "RUNNING" and _works_elsewhere(_read_process(run.data.tags.get(PROCESS_TAG, ""))):
             continue
-        client.update_run(run_id, status="RUNNING")
-        for name, value in cut.items():
-            if run.data.tags.get(name) != value:
-                client.set_tag(run_id, name, value)
-        if ERROR_TAG in run.data.tags:
-            client.delete_tag(run_id, ERROR_TAG)
+        resume_run(client, run_id, tags=labels)
         return FoundRun(run_id, "resumed")
-    return FoundRun(str(client.create_run(experiment_id, run_name=run_name, tags=cut).info.run_id), "new")
+    return FoundRun(str(client.create_run(experiment_id, run_name=run_name, tags=_sign(labels)).info.run_id), "new")
+
+
+def resume_run(client: PatientClient, run_id: str, *, tags: Mapping[str, str]) -> None:
+    """Let this process go on with a run that has ended: it says by ``tags`` what goes on with it now, and no longer how it ended before."""
+    known = client.get_run(run_id).data.tags
+    client.update_run(run_id, status="RUNNING")
+    for name, value in _sign(tags).items():
+        if known.get(name) != value:
+            client.set_tag(run_id, name, value)
+    if ERROR_TAG in known:
+        client.delete_tag(run_id, ERROR_TAG)
 
 
 def close_orphans(client: PatientClient, experiment_id: str, *, keep: str) -> None:
     """Mark runs KILLED whose process died without a word, but not those with the key ``keep``, which are continued now."""
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-        process = run.data.tags.get(PROCESS_TAG, "")
-        if run.data.tags.get(KEY_TAG) != keep and process != _name_process() and not _works_elsewhere(process):
+        process = _read_process(run.data.tags.get(PROCESS_TAG, ""))
+        if run.data.tags.get(KEY_TAG) != keep and not _may_live(process):
             client.set_tag(run.info.run_id, ERROR_TAG, "the process ended without closing the run")
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _name_process() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+def _sign(tags: Mapping[str, str]) -> dict[str, str]:
+    """``tags`` and those of this process and user, cut to MLflow's limit."""
+    signed = {PROCESS_TAG: str(ProcessName.own()), "mlflow.user": os.environ.get("USER", "unknown"), **tags}
+    return {name: str(value)[:MAX_TAG] for name, value in signed.items()}
 
 
-def _works_elsewhere(process: str) -> bool:
-    """Whether ``host:pid`` is a living process other than this one. On another machine nothing can be said: taken as living."""
-    host, _, number = process.rpartition(":")
-    if not number.isdigit():
-        return False
-    if host != socket.gethostname():
-        return True
-    if int(number) == os.getpid():
-        return False
+def _read_process(tag: str) -> ProcessName | None:
+    """The process that a run's tag names; None where the tag names none, or one that has certainly ended.
+
+    Older tags are ``host:pid``, without the start. Of this machine they are taken to mean whatever has that number now, except this
+    process itself, which signs with its start.
+    """
+    named = ProcessName.parse(tag)
+    host, _, pid = tag.rpartition(":")
+    if named is not None or not pid.isdigit():
+        return named
+    other = ProcessName(host, int(pid), 0.0)
+    if not other.is_here:
+        return other
     try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return None if other.pid == os.getpid() else ProcessName.of(other.pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _may_live(process: ProcessName | None) -> bool:
+    """Whether it may still be at work. On another machine nothing can be said: taken as living."""
+    return process is not None and (not process.is_here or process.is_alive)
+
+
+def _works_elsewhere(process: ProcessName | None) -> bool:
+    """Whether it may be at work and is not this process."""
+    return process is not None and _may_live(process) and not (process.is_here and process.pid == os.getpid())

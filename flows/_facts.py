@@ -4,7 +4,7 @@ Facts of a record that breaks its contract are empty: the rule ``contract`` name
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +68,8 @@ def _measure_samples(rows: Sequence[Row], context: GateContext) -> list[Facts]:
                 "question_text": OK if sample.question.strip() else "empty",
                 "answer_form": _read_form(sample.answer, sample.answer_type),
                 "pictures": pictures.check_sample(sample),
-                "group_splits": _name_splits(splits_of_group[sample.group]),
-                "picture_splits": _name_splits(splits_of_picture[sample.image_hashes[sample.images.index(shared[0])]]) if shared else OK,
+                "group_splits": name_splits(splits_of_group[sample.group]),
+                "picture_splits": name_splits(splits_of_picture[sample.image_hashes[sample.images.index(shared[0])]]) if shared else OK,
             }
         )
     return facts
@@ -216,7 +216,8 @@ def _read_form(answer: str, answer_type: str) -> str:
     return OK if reader is None or reader(answer) is not None else f"{answer[:40]!r} is no {answer_type}"
 
 
-def _name_splits(splits: set[str]) -> str:
+def name_splits(splits: Collection[str]) -> str:
+    """``ok`` where a group or picture is in one split only, else the splits that share it."""
     return OK if len(splits) == 1 else " and ".join(sorted(splits))
 
 

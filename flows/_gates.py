@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 SUITE_NAMES = ("samples", "paths", "assessed", "sft", "pairs", "predictions")
 PAGE_NAME, RESULT_NAME = "index.html", "result.json"
 _SHOWN_ROWS = 3
-_KEPT_ROWS = 100
 _LOG = logging.getLogger(__name__)
 
 

@@ -15,8 +15,11 @@ from typing import Any
 
 import yaml
 
+from flows._git import ask_git, run_git
+
 LOCK_NAME = "dvc.lock"
 _FILES = (LOCK_NAME, "dvc.yaml", "params.yaml")
+_IDENTITY = {"NAME": "visloop", "EMAIL": "visloop@localhost"}
 _log = logging.getLogger(__name__)
 
 
@@ -32,15 +35,15 @@ def tag_stages(names: Mapping[str, str], *, root: Path) -> list[str]:
     Returns:
         The tags that were set.
     """
-    if _git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False) is None:
+    if ask_git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}") is None:
         return []
     try:
-        prefix = _git(root, "rev-parse", "--show-prefix") or ""
+        prefix = run_git(root, "rev-parse", "--show-prefix")
         lock = _read_lock((root / LOCK_NAME).read_text(encoding="utf-8"))
         made = []
         for stage, tag in names.items():
-            before = _git(root, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}", check=False)
-            text = _git(root, "show", f"{before}:{prefix}{LOCK_NAME}", check=False) if before else None
+            before = ask_git(root, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}")
+            text = ask_git(root, "show", f"{before}:{prefix}{LOCK_NAME}") if before else None
             if stage in lock and (text is None or _read_lock(text).get(stage) != lock[stage]):
                 _tag(root, prefix=prefix, stage=stage, tag=tag, before=before)
                 made.append(tag)
@@ -54,14 +57,16 @@ def tag_stages(names: Mapping[str, str], *, root: Path) -> list[str]:
 def _tag(root: Path, *, prefix: str, stage: str, tag: str, before: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        _git(root, "read-tree", "HEAD", extra=index)
+        run_git(root, "read-tree", "HEAD", extra=index)
         for name in _FILES:
-            blob = _git(root, "hash-object", "-w", name)
-            _git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{prefix}{name}", extra=index)
-        tree = _git(root, "write-tree", extra=index)
+            blob = run_git(root, "hash-object", "-w", name)
+            run_git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{prefix}{name}", extra=index)
+        tree = run_git(root, "write-tree", extra=index)
     parents = [word for commit in ("HEAD", before) if commit for word in ("-p", commit)]
-    commit = _git(root, "commit-tree", str(tree), *parents, "-m", f"{stage} as DVC recorded it")
-    _git(root, "tag", "--force", "--annotate", "--no-sign", "-m", f"outputs of {stage}, in {LOCK_NAME}", tag, str(commit))
+    committer = _name_committer(root)
+    commit = run_git(root, "commit-tree", tree, *parents, "-m", f"{stage} as DVC recorded it", extra=committer)
+    words = f"outputs of {stage}, in {LOCK_NAME}"
+    run_git(root, "tag", "--force", "--annotate", "--no-sign", "-m", words, tag, commit, extra=committer)
 
 
 def _read_lock(text: str) -> dict[str, Any]:
@@ -70,22 +75,9 @@ def _read_lock(text: str) -> dict[str, Any]:
     return {stage: entry.get("outs") for stage, entry in content.get("stages", {}).items()}
 
 
-def _git(root: Path, *arguments: str, extra: Mapping[str, str] | None = None, check: bool = True) -> str | None:
-    """What git printed; None where it failed and need not succeed."""
-    identity = {}
-    for role in ("AUTHOR", "COMMITTER"):  # only where the user has none
-        identity |= {f"GIT_{role}_NAME": "visloop", f"GIT_{role}_EMAIL": "visloop@localhost"}
-    known = _has_identity(root) if "commit-tree" in arguments or "tag" in arguments else True
-    environment = {**({} if known else identity), **os.environ, **(extra or {})}
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=60, check=check)
-    except OSError:
-        if check:
-            raise
-        return None  # no git on this machine
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _has_identity(root: Path) -> bool:
-    done = subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], cwd=root, capture_output=True, timeout=60, check=False)
-    return done.returncode == 0
+def _name_committer(root: Path) -> dict[str, str]:
+    """An identity for git's environment where the user has none."""
+    if ask_git(root, "var", "GIT_COMMITTER_IDENT") is not None:
+        return {}
+    words = {f"GIT_{role}_{part}": word for role in ("AUTHOR", "COMMITTER") for part, word in _IDENTITY.items()}
+    return {name: os.environ.get(name, word) for name, word in words.items()}

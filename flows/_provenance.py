@@ -3,12 +3,12 @@
 import json
 import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flows._git import ask_git
 from visloop.ids import hash_json
 
 MAX_VALUE, MAX_KEY, MAX_TAG = 6000, 250, 5000
@@ -46,10 +46,10 @@ def clean_name(name: str) -> str:
 
 def describe_git(root: Path) -> dict[str, str]:
     """Tags ``mlflow.source.git.commit`` and ``git_dirty`` of the work tree at ``root``; empty where there is no git."""
-    commit = _run_git(root, "rev-parse", "HEAD")
+    commit = ask_git(root, "rev-parse", "HEAD")
     if commit is None:
         return {}
-    changes = _run_git(root, "status", "--porcelain", "--untracked-files=no")
+    changes = ask_git(root, "status", "--porcelain", "--untracked-files=no")
     return {"mlflow.source.git.commit": commit, "git_dirty": "unknown" if changes is None else str(bool(changes)).lower()}
 
 
@@ -62,11 +62,3 @@ def describe_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[f"version.{name}"] = "absent"
     return found
-
-
-def _run_git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

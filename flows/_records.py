@@ -1,12 +1,12 @@
 """What the flows read back from finished stages."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 from flows._layout import Layout
+from visloop.errors import DataError
 from visloop.records.reasoning import GroundTruth, Sample, Split
 from visloop.records.shards import read_shard, write_text
 
@@ -41,11 +41,6 @@ def read_rest(layout: Layout) -> list[Sample]:
     return read_shard(layout.pool / "rest.jsonl", Sample)
 
 
-def list_images(samples: Sequence[Sample], root: Path) -> list[Path]:
-    """The picture files of samples, each once."""
-    return sorted({root / image for sample in samples for image in sample.images})
-
-
 def write_json(path: Path, value: Any) -> None:
     """A dataclass or plain value as indented JSON, keys sorted."""
     plain = asdict(value) if hasattr(value, "__dataclass_fields__") else value
@@ -53,4 +48,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a JSON file of a stage.
+
+    Raises:
+        DataError: the file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}; run the stage that writes it") from error

@@ -19,17 +19,32 @@ from typing import Any
 from prefect.context import FlowRunContext
 
 from flows._code import hash_code
-from flows._database import ERROR_TAG, PARENT_TAG, Origin, PatientClient, close_orphans, connect, get_experiment, start_run
+from flows._database import (
+    ERROR_TAG,
+    PARENT_TAG,
+    Origin,
+    PatientClient,
+    close_orphans,
+    connect,
+    get_experiment,
+    resume_run,
+    start_run,
+)
 from flows._entry import to_plain
 from flows._provenance import MAX_TAG, clean_name, describe_git, describe_versions, flatten_config
+from flows._records import read_json
 from flows._tracking_place import bind_place
 from visloop.config import Config
 from visloop.errors import DataError
 from visloop.ids import hash_json, make_id
 from visloop.records.manifest import Manifest
 
-CODE = ("visloop.chat", "visloop.datasets", "visloop.evaluation", "visloop.reasoning", "visloop.scenes", "visloop.training")
-"""Packages whose code (and all that they import) enters a run's key."""
+CODE = (
+    *("visloop.assistant", "visloop.chat", "visloop.datasets", "visloop.evaluation", "visloop.prompts", "visloop.reasoning"),
+    *("visloop.records", "visloop.scenes", "visloop.tools", "visloop.training"),
+)
+"""Packages whose code (and all that they import) enters a run's key: all of the project but ``visloop.embedded``, which builds the shipped
+weights and which no flow calls."""
 
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000
 _active: ContextVar["TrackedRun | None"] = ContextVar("active_run", default=None)
@@ -40,16 +55,27 @@ class TrackedRun:
     """One MLflow run. Every call names the run, so threads and nested runs cannot log into each other.
 
     ``origin`` says whether the run is new; ``step`` is a child's round, 0 for a parent. While ``origin`` is ``finished``, whatever is
-    logged is passed over: it is there.
+    logged is passed over: it is there. ``labels`` are the tags that this call came with; a finished run gets them when it is re-opened.
     """
 
-    def __init__(self, client: PatientClient, *, run_id: str, experiment_id: str, key: str, origin: Origin, mlruns: Path) -> None:
+    def __init__(
+        self,
+        client: PatientClient,
+        *,
+        run_id: str,
+        experiment_id: str,
+        key: str,
+        origin: Origin,
+        mlruns: Path,
+        labels: Mapping[str, str],
+    ) -> None:
         self.client = client
         self.run_id = run_id
         self.experiment_id = experiment_id
         self.key = key
         self.origin = origin
         self.mlruns = mlruns
+        self.labels = labels
         self.parent: TrackedRun | None = None
         self.step = 0
         self._recorded: dict[tuple[str, int], float] | None = {} if origin == "new" else None
@@ -67,7 +93,7 @@ class TrackedRun:
         Args:
             history: the rows, or a JSON file that has them under the key ``history``.
         """
-        rows = _read_json(history).get("history", []) if isinstance(history, Path) else history
+        rows = read_json(history).get("history", []) if isinstance(history, Path) else history
         self._record(
             [
                 (f"{prefix}/{name}" if prefix else name, int(row.get("step", 0)), float(value))
@@ -123,18 +149,13 @@ class TrackedRun:
         Raises:
             DataError: the file is missing or no JSON.
         """
-        report = _read_json(path)
+        report = read_json(path)
         if self.origin == "finished":
             return
         self.client.log_artifact(self.run_id, str(path), f"reports/{path.parent.name}")
         if isinstance(report, dict):
             numbers = {key: value for key, value in report.items() if isinstance(value, int | float) and not isinstance(value, bool)}
             self.log_metrics({f"{path.parent.name}/{key}": value for key, value in numbers.items()}, step=self.step)
-
-    def log_report(self, report: Mapping[str, Any], name: str) -> None:
-        """Keep ``report`` as the artifact ``reports/<name>.json``."""
-        if self.origin != "finished":
-            self.client.log_dict(self.run_id, dict(report), f"reports/{name}.json")
 
     def log_plot(self, path: Path) -> None:
         """Keep a picture as the artifact ``plots/<file name>``.
@@ -165,15 +186,23 @@ class TrackedRun:
         key = make_id(self.key, run_name, step)
         found = start_run(self.client, self.experiment_id, run_name=run_name, key=key, tags=labels)
         child = TrackedRun(
-            self.client, run_id=found.run_id, experiment_id=self.experiment_id, key=key, origin=found.origin, mlruns=self.mlruns
+            self.client,
+            run_id=found.run_id,
+            experiment_id=self.experiment_id,
+            key=key,
+            origin=found.origin,
+            mlruns=self.mlruns,
+            labels=labels,
         )
         child.parent, child.step = self, step
         with _closing(child):
             yield child
 
     def _reopen(self) -> None:
-        """A finished run whose work was done again with another outcome (an input changed, a damaged file): it records again."""
+        """A finished run whose work was done again with another outcome (an input changed, a damaged file): it records again, and where
+        it comes from is said anew: commit, versions and process are this call's, not those of the outcome before."""
         self.origin = "resumed"
+        resume_run(self.client, self.run_id, tags=self.labels)
         if self.parent is not None and self.parent.origin == "finished":
             self.parent._reopen()
 
@@ -246,7 +275,7 @@ def open_run(
         labels["prefect.flow_run_id"] = str(flow_run.id)
     name = run_name or (flow_run.name if flow_run is not None else experiment)
     found = start_run(client, experiment_id, run_name=name, key=key, tags=labels)
-    run = TrackedRun(client, run_id=found.run_id, experiment_id=experiment_id, key=key, origin=found.origin, mlruns=mlruns)
+    run = TrackedRun(client, run_id=found.run_id, experiment_id=experiment_id, key=key, origin=found.origin, mlruns=mlruns, labels=labels)
     outer = _active.set(run)
     try:
         with _closing(run):
@@ -273,10 +302,3 @@ def _closing(run: TrackedRun) -> Iterator[None]:
         raise
     if run.origin != "finished":
         run.client.set_terminated(run.run_id, "FINISHED")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}; run the stage that writes it") from error

@@ -141,15 +141,6 @@ def add_folders(folders: Sequence[Path], *, data: Path) -> Recorded:
     return Recorded(state="recorded", stages=tuple(names), seconds=seconds, message=message)
 
 
-def push_outs(*, root: Path, remote: str | None = None) -> None:
-    """Copy recorded outputs to the default remote (a folder beside the project's data) or to ``remote``.
-
-    Raises:
-        DataError: DVC cannot push.
-    """
-    run_dvc("push", *(["--remote", remote] if remote else []), root=root)
-
-
 def find_project(folder: Path) -> Path | None:
     """The root of the DVC project that ``folder`` lies in: the nearest parent with ``.dvc`` and ``dvc.yaml``."""
     for place in (folder.resolve(), *folder.resolve().parents):

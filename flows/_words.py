@@ -118,7 +118,7 @@ def load_run(layout: Layout, kind: type[Any], key: str) -> Any:
         return None
     try:
         return TypeAdapter(kind).validate_python(read_json(path))
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, DataError) as error:
         raise DataError(f"{path}: not a run of the page: {error}") from error
 
 

@@ -101,14 +101,10 @@ class Installation:
             return "done"
         return "open" if any(run["state_type"] in OPEN_STATES for run in runs) else "lost"
 
-    def list_processes(self) -> list[psutil.Process]:
-        """Everything that was started with this installation's home, whoever its parent is now."""
-        return list_processes(self.home)
-
     def find_victims(self, kind: str) -> list[psutil.Process]:
         """The living processes of a service (``server``, ``mlflow``, ``worker``) or of flow runs (``flow``), children included."""
         flows, rest = [], []
-        for process in self.list_processes():
+        for process in list_processes(self.home):
             try:
                 (flows if RUN_VARIABLE in process.environ() else rest).append(process)
             except psutil.Error:

@@ -8,14 +8,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from flows import _tracking
+from flows._code import list_files
 from flows._database import ERROR_TAG, KEY_TAG, PROCESS_TAG, RERUNS_TAG, call_patiently, connect
+from flows._environment import PROJECT_ROOT
 from flows._provenance import describe_git, flatten_config
-from flows._tracking import TrackedRun, find_active_run, open_run
+from flows._servers import ProcessName
+from flows._tracking import CODE, TrackedRun, find_active_run, open_run
 from visloop.config import Config, DPOSettings, PathsConfig
 from visloop.errors import ConfigError, DataError
 from visloop.ids import hash_json
@@ -136,6 +142,50 @@ def test_finished_run_records_again_when_a_stage_left_other_bytes(mlruns: Path, 
     assert {entry.info.status for entry in list_runs(mlruns, experiment)} == {"FINISHED"}
 
 
+def test_re_opened_run_says_anew_where_it_comes_from(mlruns: Path, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commit and process of a finished run stay while nothing is recorded, and are this call's once something is; child and parent."""
+
+    def work(digest: str, commit: str) -> None:
+        monkeypatch.setattr(_tracking, "describe_git", lambda root: {"mlflow.source.git.commit": commit, "git_dirty": "false"})
+        manifest = Manifest(stage="round 1", inputs={}, config={}, code="c", files={"a": digest})
+        with open_run(experiment, make_config(mlruns)) as run, run.open_child("M_1", step=1, tags={"made": commit}) as child:
+            child.log_stage(manifest)
+            opened.append({entry.info.status for entry in list_runs(mlruns, experiment)})
+
+    def read_tags(name: str) -> list[str]:
+        return [entry.data.tags[name] for entry in list_runs(mlruns, experiment) if name in entry.data.tags]
+
+    opened: list[set[str]] = []
+    work("a", "1" * 40)
+    for entry in list_runs(mlruns, experiment):
+        connect(mlruns).set_tag(entry.info.run_id, PROCESS_TAG, "elsewhere 7 1.00")
+    work("a", "2" * 40)
+    assert read_tags("mlflow.source.git.commit") == ["1" * 40] and read_tags("made") == ["1" * 40]
+    assert read_tags(PROCESS_TAG) == ["elsewhere 7 1.00"] * 2
+    work("b", "3" * 40)
+    assert read_tags("mlflow.source.git.commit") == ["3" * 40] and read_tags("made") == ["3" * 40]
+    assert read_tags(PROCESS_TAG) == [str(ProcessName.own())] * 2
+    assert opened == [{"RUNNING"}, {"FINISHED"}, {"RUNNING"}], "killed now, it would be continued and not taken for finished"
+    assert {entry.info.status for entry in list_runs(mlruns, experiment)} == {"FINISHED"}
+
+
+def test_other_code_makes_another_run(mlruns: Path, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for digest in ("0" * 64, "1" * 64):
+        monkeypatch.setattr(_tracking, "hash_code", lambda packages, digest=digest: digest)
+        with open_run(experiment, make_config(mlruns)) as run:
+            assert run.origin == "new"
+    assert [entry.data.tags["hash.code"] for entry in list_runs(mlruns, experiment)] == ["0" * 64, "1" * 64]
+
+
+def test_the_key_covers_all_code_that_a_flow_can_call() -> None:
+    """The whole project but the recipes of the shipped weights, templates and facts included."""
+    package = PROJECT_ROOT / "src" / "visloop"
+    hashed = {path.relative_to(package).as_posix() for path in list_files(CODE)}
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert {name for name in modules if not name.startswith("embedded/")} == {name for name in hashed if name.endswith(".py")}
+    assert any(name.startswith("prompts/full/") for name in hashed) and "tools/facts.json" in hashed
+
+
 def test_other_settings_make_another_run(mlruns: Path, experiment: str) -> None:
     for beta in (0.05, 0.2, 0.05):
         with open_run(experiment, make_config(mlruns, dpo=DPOSettings(beta=beta))):
@@ -156,29 +206,54 @@ def test_run_of_a_dead_process_is_continued_or_closed(mlruns: Path, experiment: 
     dead.wait()
     with pytest.raises(KeyError), open_run(experiment, make_config(mlruns)) as run:
         raise KeyError
-    host = run.client.get_run(run.run_id).data.tags[PROCESS_TAG].rpartition(":")[0]
-    key = run.client.get_run(run.run_id).data.tags[KEY_TAG]
+    tags = run.client.get_run(run.run_id).data.tags
+    key, own = tags[KEY_TAG], ProcessName.own()
+    assert tags[PROCESS_TAG] == str(own)
 
-    def leave_running(pid: int) -> None:
+    def leave_running(process: object) -> None:
         run.client.update_run(run.run_id, status="RUNNING")
-        run.client.set_tag(run.run_id, PROCESS_TAG, f"{host}:{pid}")
+        run.client.set_tag(run.run_id, PROCESS_TAG, str(process))
 
-    leave_running(dead.pid)
-    with open_run(experiment, make_config(mlruns, seed=1)):
-        pass
-    assert run.client.get_run(run.run_id).info.status == "KILLED"
-    leave_running(dead.pid)
-    with open_run(experiment, make_config(mlruns)) as again:
-        assert again.origin == "resumed" and again.run_id == run.run_id
-
+    zombie = subprocess.Popen([sys.executable, "-c", "pass"])
     living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        leave_running(living.pid)
-        with open_run(experiment, make_config(mlruns)) as other:
-            assert other.origin == "new" and other.run_id != run.run_id and other.key == key
-        assert run.client.get_run(run.run_id).info.status == "RUNNING"
+        named = ProcessName.of(living.pid)
+        while psutil.Process(zombie.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        gone = {
+            "a dead process": replace(named, pid=dead.pid),
+            "one whose number a living process has now": replace(named, started=named.started - 3600),
+            "one whose number this process has now": replace(own, started=own.started - 3600),
+            "one that only waits to be collected": ProcessName.of(zombie.pid),
+            "a dead process, in an older tag": f"{own.host}:{dead.pid}",
+            "a zombie, in an older tag": f"{own.host}:{zombie.pid}",
+            "an older tag with this process's number": f"{own.host}:{own.pid}",
+            "no process": "nonsense",
+        }
+        for case, process in gone.items():
+            leave_running(process)
+            with open_run(experiment, make_config(mlruns, seed=1)):
+                pass
+            assert run.client.get_run(run.run_id).info.status == "KILLED", case
+            leave_running(process)
+            with open_run(experiment, make_config(mlruns)) as again:
+                assert again.origin == "resumed" and again.run_id == run.run_id, case
+            assert run.client.get_run(run.run_id).data.tags[PROCESS_TAG] == str(own), case
+
+        others = set()
+        for process in (named, f"{own.host}:{living.pid}", "another-machine:1", ProcessName("another-machine", own.pid, own.started)):
+            leave_running(process)
+            with pytest.raises(KeyError), open_run(experiment, make_config(mlruns)) as other:
+                assert other.run_id != run.run_id and other.key == key, process
+                raise KeyError
+            others.add(other.run_id)
+            with open_run(experiment, make_config(mlruns, seed=2)):
+                pass
+            assert run.client.get_run(run.run_id).info.status == "RUNNING", process
+        assert len(others) == 1, "the second run of the same work is continued in its turn"
     finally:
         living.communicate(b"\n")
+        zombie.wait()
 
 
 def test_artifacts_land_under_mlruns(mlruns: Path, experiment: str, tmp_path: Path) -> None:
@@ -195,15 +270,18 @@ def test_artifacts_land_under_mlruns(mlruns: Path, experiment: str, tmp_path: Pa
         run.log_folder(tmp_path / "gate", "gates/pool")
         run.log_plot(tmp_path / "curve.png")
         run.log_json(report)
-        run.log_report({"rows": []}, "insight_v")
         run.log_stage(manifest)
+        (tmp_path / "broken.json").write_text("{")
+        for name in ("missing.json", "broken.json"):
+            with pytest.raises(DataError, match=rf"{name} cannot be read as JSON"):
+                run.log_json(tmp_path / name)
         with pytest.raises(DataError, match=r"missing\.png"):
             run.log_plot(tmp_path / "missing.png")
         with pytest.raises(DataError, match="no such folder"):
             run.log_folder(tmp_path / "missing", "x")
     root = mlruns / "artifacts" / experiment / run.run_id / "artifacts"
     names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-    assert names == {"gates/pool/index.html", "plots/curve.png", "reports/pool/report.json", "reports/insight_v.json", "config.json"}
+    assert names == {"gates/pool/index.html", "plots/curve.png", "reports/pool/report.json", "config.json"}
     stored = run.client.get_run(run.run_id)
     assert stored.data.metrics == {"pool/questions": 600, "pool/hard_rate": 0.5, "sft_reasoner/examples": 4.0}
     assert stored.data.tags["hash.sft_reasoner"] == hash_json(manifest.files)
@@ -269,10 +347,9 @@ def test_a_clock_that_was_set_back_does_not_make_work_twice(mlruns: Path, experi
         database.execute("UPDATE metrics SET timestamp = ? WHERE run_uuid = ?", (future, run.run_id))
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
-    host = run.client.get_run(run.run_id).data.tags[PROCESS_TAG].rpartition(":")[0]
     for run_id in ids[1:]:
         run.client.update_run(run_id, status="RUNNING")
-        run.client.set_tag(run_id, PROCESS_TAG, f"{host}:{dead.pid}")
+        run.client.set_tag(run_id, PROCESS_TAG, str(replace(ProcessName.own(), pid=dead.pid)))
     with open_run(experiment, make_config(mlruns, seed=2)) as again:
         assert (again.origin, again.run_id) == ("resumed", run.run_id)
         again.log_metrics({"accuracy": 0.5, "later": 1.0}, step=1)

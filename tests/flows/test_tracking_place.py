@@ -12,7 +12,7 @@ from flows._database import connect
 from flows._registry import load_registered, register_model
 from flows._tracking import open_run
 from flows._tracking_place import PLACE_NAME, TrackingPlace, bind_place, find_place
-from tests.fixtures.servers import S3_KEYS, PostgresServer, S3Server, find_postgres, serve_postgres, serve_s3
+from tests.fixtures.servers import S3_KEYS, PostgresServer, S3Server, find_postgres, serve_postgres
 from visloop.config import Config, PathsConfig, TrackingConfig
 from visloop.errors import ConfigError, DataError
 
@@ -71,12 +71,6 @@ def test_what_cannot_be_reached_is_said_at_once(uri: str, named: str, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with serve_s3() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def postgres() -> Iterator[PostgresServer]:
     programs = find_postgres()
     if programs is None:
@@ -106,7 +100,7 @@ def test_runs_in_postgresql_and_artifacts_on_s3(
     for origin in ("new", "finished"):
         with open_run("pipeline", config) as run:
             assert run.origin == origin
-            run.log_report({"rows": [1]}, "insight_v")
+            run.client.log_dict(run.run_id, {"rows": [1]}, "reports/insight_v.json")
             with run.open_child("M_1", step=1) as child:
                 child.log_round({"accuracy": 0.5})
                 register_model(child, name="reasoner", folder=model, aliases=["m1"])

@@ -1,5 +1,6 @@
 """DVC in small projects of their own: what a run by hand leaves is recorded, and a clone gets the same bytes."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -12,20 +13,26 @@ from typing import Any
 
 import pytest
 
+from flows._assistant_stages import CYCLE_CODE
+from flows._checks import _ASSISTANT_RULES, _RULES
+from flows._code import list_files
 from flows._entry import compose_config
 from flows._environment import PROJECT_ROOT
+from flows._exams import EXAM_CODE
+from flows._git_tags import tag_stages
 from flows._versioning import (
     FLOW_STAGES,
     add_folders,
     called_by_dvc,
     find_project,
-    push_outs,
     read_overrides,
     record_flow,
     record_outs,
     run_dvc,
     set_scm,
 )
+from flows.assessment import ASSESS_CODE
+from flows.sft import CHAIN_CODE
 from visloop.config import Config
 from visloop.errors import ConfigError, DataError
 from visloop.ids import hash_tree
@@ -62,6 +69,31 @@ for number in range(3):
 with open("calls.log", "a") as log:
     print(name, os.environ.get("DVC_STAGE", "by hand"), file=log)
 """
+
+
+GATE, ASSISTANT_GATE = ("visloop.records",), ("visloop.records", "visloop.assistant.checks")
+
+STAGE_CODE = {
+    "generation": (
+        *("visloop.scenes.export", "visloop.datasets.readers", "visloop.reasoning.pool", "visloop.reasoning.agents"),
+        *("visloop.reasoning.generate", "visloop.chat", *GATE),
+    ),
+    "assessment": (*ASSESS_CODE, "visloop.reasoning.sets", *GATE),
+    "sft": ("visloop.training.sft", "visloop.reasoning.sets", *CHAIN_CODE, *GATE),
+    "rounds": (
+        *("visloop.reasoning.rounds", "visloop.reasoning.pairs", "visloop.training.dpo"),
+        *(*CHAIN_CODE, *ASSESS_CODE, *EXAM_CODE, *GATE),
+    ),
+    "evaluation": ("visloop.evaluation", *EXAM_CODE, *GATE),
+    "assistant_data": (
+        *("visloop.scenes.workshop_tasks", "visloop.scenes.workshop_collection", "visloop.scenes.workshop_seeds"),
+        *ASSISTANT_GATE,
+    ),
+    "cycles": (*CYCLE_CODE, "visloop.evaluation.people", *ASSISTANT_GATE),
+    "assistant": (*CYCLE_CODE, "visloop.evaluation", *ASSISTANT_GATE),
+}
+"""The code of the flows' stages and gates behind each DVC stage. What a round takes from people is not among it: that is frozen when the
+round starts and stays, whatever becomes of the code."""
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -140,7 +172,7 @@ def test_clone_pulls_the_same_bytes(project: Path, tmp_path: Path) -> None:
     """The default remote is a folder of the project; a clone that is pointed at it gets every output back."""
     run_by_hand(project, "raw", "rounds/1", "rounds/2")
     record_outs(["generation", "rounds"], root=project)
-    push_outs(root=project)
+    run_dvc("push", root=project)
     git(project, "add", "-A")
     git(project, "commit", "-q", "-m", "data")
     assert (project / ".dvc-remote/files/md5").is_dir()
@@ -166,6 +198,31 @@ def test_project_without_git_is_recorded_too(project: Path) -> None:
     set_scm(project)
     assert "no_scm" not in (project / ".dvc/config.local").read_text()
     assert (project / ".dvc/config").read_bytes() == shared and read_status(project) == {}
+
+
+def test_tags_are_set_beside_the_branch_also_where_git_knows_no_user(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag stays on the same outputs and moves to others, whose commit keeps the former; branch and index are as they were."""
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, "/dev/null")
+    git(project, "config", "user.useConfigOnly", "true")
+    head = git(project, "rev-parse", "HEAD")
+
+    def tag(outs: str, root: Path = project) -> list[str]:
+        (root / "dvc.lock").write_text(f"stages: {{rounds@1: {{outs: [{outs}]}}, rounds@2: {{outs: []}}}}\n")
+        return tag_stages({"rounds@1": "round/1", "nothing": "round/x"}, root=root)
+
+    assert tag("a") == ["round/1"] and tag("a") == []
+    first = git(project, "rev-parse", "round/1^{commit}")
+    assert git(project, "log", "-1", "--format=%an %ce %s", "round/1").strip() == "visloop visloop@localhost rounds@1 as DVC recorded it"
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "me")
+    assert tag("b") == ["round/1"]
+    assert git(project, "show", "round/1:dvc.lock").startswith("stages: {rounds@1: {outs: [b]}")
+    assert git(project, "log", "-1", "--format=%P %an", "round/1").split() == [head.strip(), first.strip(), "me"]
+    assert git(project, "rev-parse", "HEAD") == head and git(project, "status", "--porcelain").split() == ["??", "dvc.lock"]
+    (tmp_path / "no git").mkdir()
+    assert tag("a", root=tmp_path / "no git") == []
 
 
 def test_missing_output_and_unknown_stage_are_named(project: Path) -> None:
@@ -275,6 +332,54 @@ def test_dependencies_of_the_project_exist_or_are_made() -> None:
         for path in entry["deps"]:
             known = (PROJECT_ROOT / path).exists() and not path.startswith("data/")
             assert known or any(path == out or path.startswith(f"{out}/") for out in made), f"{name}: {path}"
+
+
+def test_stages_depend_on_all_the_code_that_their_manifests_hash() -> None:
+    """Where a manifest would have a stage run again, `dvc repro` may not say that there is nothing to do."""
+    listed = read_stages()
+    assert {name.split("@")[0] for name in listed} == set(STAGE_CODE)
+    for name, entry in listed.items():
+        code = STAGE_CODE[name.split("@")[0]]
+        rules = _ASSISTANT_RULES if "visloop.assistant.checks" in code else _RULES
+        needed = [path.relative_to(PROJECT_ROOT).as_posix() for path in (*list_files(code), *rules)]
+        missing = [path for path in needed if not any(path == dep or path.startswith(f"{dep}/") for dep in entry["deps"])]
+        assert not missing, name
+
+
+def test_no_code_of_a_flow_is_left_out_of_the_table() -> None:
+    """Every module that a stage of a flow names as its code is in ``STAGE_CODE``, so that the test above looks at it."""
+    named = {name: path.name for path in find_flow_files() for name in find_code(path)}
+    assert len(named) > 15
+    known = {name for code in STAGE_CODE.values() for name in code}
+    assert {name: file for name, file in named.items() if name not in known} == {}
+    assert known <= set(named), "the table names nothing that no flow names"
+
+
+def find_flow_files() -> list[Path]:
+    """The modules of ``flows`` that the commands of ``dvc.yaml`` import, without the one whose code enters a run's key."""
+    waiting = {entry["cmd"].split()[2] for entry in read_stages().values()}
+    seen = {"flows._tracking"}
+    while waiting - seen:
+        name = (waiting - seen).pop()
+        seen.add(name)
+        nodes = ast.walk(ast.parse((PROJECT_ROOT / f"{name.replace('.', '/')}.py").read_text()))
+        waiting |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flows.")}
+    return [PROJECT_ROOT / f"{name.replace('.', '/')}.py" for name in sorted(seen - {"flows._tracking"})]
+
+
+def find_code(path: Path) -> set[str]:
+    """Modules of the project in arguments and variables called ``code``, ``..._CODE`` or the like."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        named = node.arg if isinstance(node, ast.keyword) else node.targets[0].id if _is_plain(node) else ""
+        if (named or "").lower().endswith("code"):
+            words = (part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant))
+            found |= {word for word in words if isinstance(word, str) and word.startswith("visloop.")}
+    return found
+
+
+def _is_plain(node: ast.AST) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
 
 
 def read_stages() -> dict[str, dict[str, Any]]:
