@@ -22,13 +22,14 @@ import torch
 from PIL import Image
 
 from visloop.assistant.blame import BlameCritic
+from visloop.assistant.blame_scores import measure_blame
 from visloop.assistant.cases import Case
 from visloop.assistant.faults import inject_fault
 from visloop.assistant.interpreter import Execution, Job, run_programs
 from visloop.assistant.traces import make_trace
 from visloop.config_assistant import ToolsConfig
 from visloop.evaluation.assistant import make_feedback, score_task
-from visloop.records.assistant import Critique, Proposal, TaskKind, TaskTruth, Trace
+from visloop.records.assistant import Critique, Culprit, Proposal, TaskKind, TaskTruth, Trace
 from visloop.scenes.pictures import encode_png
 from visloop.scenes.tasks_tagging import FACTS
 from visloop.scenes.workshop import BASE_VOCABULARY, BASE_WORDS
@@ -46,9 +47,14 @@ class Guilt:
     """A failed run, who is to blame, and (for tools) the steps that are guilty, from 1."""
 
     case: Case
-    culprit: str
+    culprit: Culprit
     steps: frozenset[int]
     group: str
+
+    @property
+    def tools(self) -> frozenset[str]:
+        """The tools of the guilty steps."""
+        return frozenset(step.tool for step in self.case.trace.steps if step.step in self.steps)
 
 
 def run_gold(
@@ -119,26 +125,24 @@ def list_critics(tools: Toolbox) -> dict[str, Callable[[Sequence[Case]], Sequenc
 
 
 def score_critic(name: str, blame: Callable[[Sequence[Case]], Sequence[Critique]], cases: Sequence[Guilt]) -> list[dict[str, object]]:
-    """A row per group: ``kind`` of all cases; ``tool`` and ``step`` of the tool faults: the guilty tool, the guilty step named."""
-    critiques = blame([entry.case for entry in cases])
-    rows: list[dict[str, object]] = []
-    for group in ("all", *sorted({entry.group for entry in cases})):
-        mine = [(entry, critique) for entry, critique in zip(cases, critiques, strict=True) if group in ("all", entry.group)]
-        faults = [(entry, critique) for entry, critique in mine if entry.culprit == "tool"]
-        kinds = [("program" if critique.culprit == "plan" else critique.culprit) == entry.culprit for entry, critique in mine]
-        steps = [critique.culprit == "tool" and critique.step in entry.steps for entry, critique in faults]
-        named = [
-            critique.culprit == "tool" and critique.tool in {step.tool for step in entry.case.trace.steps if step.step in entry.steps}
-            for entry, critique in faults
-        ]
-        row: dict[str, object] = {"critic": name, "group": group, "cases": len(mine), "tool_faults": len(faults), "kind": mean(kinds)}
-        rows.append(row | {"tool": mean(named), "step": mean(steps)})
-    return rows
+    """A row per group of ``measure_blame``'s scores."""
+    return [
+        {
+            "critic": name,
+            "group": group,
+            "cases": scores.cases,
+            "tool_faults": scores.tool_faults,
+            "kind": shorten(scores.kind),
+            "tool": shorten(scores.tool),
+            "step": shorten(scores.step),
+        }
+        for group, scores in measure_blame(cases, blame).items()
+    ]
 
 
-def mean(values: Sequence[bool]) -> float | None:
-    """Share of true values."""
-    return round(sum(values) / len(values), 3) if values else None
+def shorten(share: float | None) -> float | None:
+    """A share as it is shown; None where there was nothing to share."""
+    return None if share is None else round(share, 3)
 
 
 def main() -> None:

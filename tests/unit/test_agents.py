@@ -261,7 +261,15 @@ def combine(mode: Combine, grouped: dict[str, list[ReasoningPath]], *, scorer=No
 
     model = ScriptedChat(script or echo)
     answers = combine_chains(
-        [SAMPLE], grouped, model=model, prompts=PROMPTS, config=AnswerConfig(combine=mode), seed=0, image_root=ROOT, scorer=scorer
+        [SAMPLE],
+        grouped,
+        model=model,
+        prompts=PROMPTS,
+        combine=mode,
+        sampling=AnswerConfig().summary_sampling,
+        seed=0,
+        image_root=ROOT,
+        scorer=scorer,
     )
     return answers, model
 

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visloop.errors import DataError
-from visloop.evaluation.assistant import make_feedback, make_prediction, match_tags, measure_tags, read_match, score_answer, score_task
+from visloop.evaluation.assistant import make_feedback, make_prediction, match_tags, measure_tags, score_answer, score_task
 from visloop.evaluation.edit_scores import PASS, EditScore, score_edit
 from visloop.evaluation.metrics import measure_consistency
 from visloop.records.assistant import LabelledBox, Proposal, Task, TaskTruth, Trace
@@ -231,6 +232,27 @@ def test_without_a_scene_the_check_decides_about_new_objects() -> None:
     assert score_edit(ORIGINAL, edit(POP), edit(RED_STAR), region=region, check=check).score < PASS
 
 
+def test_where_the_check_cannot_say_pixels_decide() -> None:
+    region = mark_region(SCENE, (RED_STAR,))
+    assert score_edit(ORIGINAL, edit(RED_STAR), edit(RED_STAR), region=region, check=lambda crop, words: None).score == 1.0
+    wrong = score_edit(ORIGINAL, ORIGINAL, edit(RED_STAR), region=region, check=lambda crop, words: None)
+    assert wrong.score < PASS and wrong.check is None
+
+
+def test_a_run_without_a_picture_fits_no_words(tmp_path: Path) -> None:
+    names = [save_picture(picture, out=tmp_path)[0] for picture in (ORIGINAL, edit(RED_STAR))]
+    task = replace_task(kind="editing", images=(names[0],), source="photos")
+    truth = TaskTruth(task_id="t", program="", target=names[1], region=mark_region(SCENE, (RED_STAR,)))
+
+    def score_with(check: Any, **trace: Any) -> dict[str, float]:
+        return score_task(make_trace(**trace), truth, task=task, data=tmp_path, check=check).metrics
+
+    stopped = {"status": "tool_error", "error": "LOC: no model"}
+    assert score_with(lambda crop, words: 0.9, result_image=names[1])["check"] == 0.9
+    assert score_with(lambda crop, words: 0.9, **stopped)["check"] == 0.0 == score_with(lambda crop, words: 0.9, result="text")["check"]
+    assert "check" not in score_with(lambda crop, words: None, **stopped)
+
+
 def test_scores_and_feedback_of_a_question() -> None:
     truth = TaskTruth(task_id="t", program="", answer="star")
     right, wrong = (make_trace(result=result) for result in ("a star", "heart"))
@@ -254,7 +276,7 @@ def test_scores_and_feedback_of_tags() -> None:
     task = replace_task(kind="tagging")
     truth = TaskTruth(task_id="t", program="", boxes=(tag("star", 0, 0, 10, 10),))
     right = score_task(make_trace(result_boxes=(tag("star", 0, 1, 10, 10),)), truth, task=task, data=Path("."))
-    assert right.correct and read_match(right).right == 1
+    assert right.correct and right.metrics["right"] == 1
     trace = make_trace(result_boxes=(tag("star", 0, 1, 10, 10), tag("heart", 40, 40, 50, 50)))
     extra = score_task(trace, truth, task=task, data=Path("."))
     assert not extra.correct and extra.metrics["precision"] == 0.5

@@ -2,21 +2,22 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.scripted_assistant import CELL, HOW_MANY, IS_THERE, MORE_THAN, World, draw_row, make_seed_pools
 from visloop.assistant.blame import BlameCritic, BlameLimits
+from visloop.assistant.blame_scores import measure_blame
 from visloop.assistant.cases import Case
-from visloop.assistant.faults import FaultyCase, inject_fault, measure_blame
+from visloop.assistant.faults import FaultyCase, inject_fault
 from visloop.assistant.inference import CounterfactualInference
 from visloop.assistant.interpreter import Execution, Job, run_programs
 from visloop.assistant.repairs import SOME_OTHER_ANSWER, find_repairs, list_candidates
 from visloop.assistant.runs import make_case, run_proposals
 from visloop.errors import ConfigError
-from visloop.records.assistant import Critique, Feedback, Proposal
+from visloop.records.assistant import Critique, Culprit, Feedback, Proposal
 from visloop.tools.values import Box
 
 THRICE = "What color is the cell?"
@@ -274,6 +275,35 @@ def test_measured_blame_beats_its_parts_and_is_counted_by_group(world: World) ->
         lambda given: [Critique(id="c", trace_id=case.trace.id, grain="global", culprit="nothing", status="unreadable") for case in given],
     )
     assert (scores["all"].kind, scores["all"].step, scores["all"].unreadable) == (0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Guilt:
+    case: Case
+    culprit: Culprit
+    steps: frozenset[int] = frozenset()
+    tools: frozenset[str] = frozenset()
+    group: str = ""
+
+
+def test_every_guilty_step_counts_and_tools_are_scored_on_tool_faults_only(world: World) -> None:
+    case = fail(world, HOW_MANY.format(word="teal"), "teal")
+    both = Guilt(case, "tool", frozenset({1, 3}), frozenset({"LOC", "VQA"}), "zoo")
+    program = Guilt(case, "program", group="a few")
+    given = [("tool", 3, "LOC"), ("tool", 2, "VQA"), ("program", 1, None), ("plan", None, None), ("tool", 3, "LOC")]
+    scores = measure_blame(
+        [both, both, both, program, program],
+        lambda _: [
+            Critique(id=f"c{index}", trace_id="t", grain="global", culprit=culprit, step=step, tool=tool)  # type: ignore[arg-type]
+            for index, (culprit, step, tool) in enumerate(given)
+        ],
+    )
+    assert list(scores) == ["all", "a few", "zoo"], "all first, whatever the groups are called"
+    assert (scores["all"].cases, scores["all"].tool_faults, scores["all"].kind) == (5, 3, 3 / 5)
+    assert (scores["zoo"].tool, scores["zoo"].step, scores["zoo"].kind) == (2 / 3, 1 / 3, 2 / 3)
+    assert (scores["a few"].tool, scores["a few"].step, scores["a few"].kind) == (None, None, 1 / 2)
+    assert (scores["all"].tool, scores["all"].step) == (2 / 3, 1 / 3), "a program's fault has no guilty step"
+    assert measure_blame([], lambda _: []) == {}
 
 
 def _blur(entry: FaultyCase, draw: random.Random) -> FaultyCase:

@@ -75,7 +75,7 @@ def test_the_hash_is_of_contents_and_scores_not_of_order() -> None:
     first, second = make("a"), make("b")
     pool = DemonstrationPool((first, second))
     assert pool.hash == DemonstrationPool((second, first)).hash
-    others = (pool.vote({first.id: 1}, -2), pool.evict([first.id]), DemonstrationPool((replace(first, instruction="c"), second)))
+    others = (pool.vote({first.id: 1}, -2), pool.vote({first.id: -1}, 0), DemonstrationPool((replace(first, instruction="c"), second)))
     assert len({pool.hash, *(other.hash for other in others)}) == 4
 
 

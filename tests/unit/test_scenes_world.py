@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from visloop.errors import ConfigError, DataError
 from visloop.scenes.outlines import OUTLINES, cover_pixels
-from visloop.scenes.pictures import draw_contact_sheet, encode_png, render_scene
+from visloop.scenes.pictures import encode_png, render_scene
 from visloop.scenes.world import (
     DEFAULT_WORLD,
     Color,
@@ -193,8 +193,3 @@ def test_scene_of_another_world_is_not_rendered(changes: dict[str, object]) -> N
     entry = replace(SceneObject("circle", "red", "small", "plain", 1, 1), **changes)
     with pytest.raises(DataError, match="box 1"):
         render_scene(Scene(id="s", boxes=((entry,),), seed=0))
-
-
-def test_contact_sheet_holds_all_pictures() -> None:
-    sheet = draw_contact_sheet([draw_scene(1, boxes=3), draw_scene(2, boxes=3)], columns=3, zoom=1)
-    assert sheet.size == (3 * 104, 2 * 104)

@@ -35,7 +35,7 @@ def test_a_saved_scorer_plans_tasks_of_its_space_and_slot_filling_the_others(tmp
     found = measure_search(load_pack("nlvr"), items, items, tools=TOOLS, settings=TrainingSettings(steps=20, rate=0.05, reference=2))
     save_scorer(found.scorer, tmp_path / "full")
     config = PlannerConfig(choice=PlannerChoice.search, scorer=str(tmp_path / "full"))
-    planner = open_planner(config, vocabulary=("red", "circle"), find_signature=TOOLS.find_signature)
+    planner = open_planner(config, vocabulary=("red", "circle"), tools=TOOLS)
     assert planner.name == "search"
     pool = DemonstrationPool().add(seed_demonstrations())
     boxes, picture = planner.propose([BOXES, PICTURE], pool=pool, seed=0)

@@ -11,7 +11,7 @@ from visloop.config import AnswerConfig, Combine, GenerateConfig, Sampling
 from visloop.datasets.benchmarks import BenchmarkItem
 from visloop.errors import ConfigError, DataError
 from visloop.evaluation.benchmarks.scores import score_benchmark
-from visloop.evaluation.chains import build_chain_matrix, check_path, count_error_steps
+from visloop.evaluation.chains import build_chain_matrix, check_path
 from visloop.evaluation.metrics import measure_outcomes, read_outcomes
 from visloop.evaluation.systems import (
     Exam,
@@ -323,9 +323,8 @@ def test_the_matrix_counts_chains_against_final_answers(world):
     matrix = build_chain_matrix(paths, predictions, samples=four, truths=truths)
     assert matrix.counts == ((1, 1), (1, 1))
     assert matrix.total == 4
-    steps = count_error_steps(paths, samples=four, truths=truths)
-    assert (steps.right, steps.by_step, steps.ended_early, steps.unfinished) == (2, {1: 1}, 0, 1)
-    assert sum(steps.list_shares().values()) == pytest.approx(1.0)
+    checks = [check_path(path, sample, truths[sample.id]) for path, sample in zip(paths, four, strict=True)]
+    assert [check and check.first_error_step for check in checks] == [None, None, 1, None] and checks[3] is None
 
 
 def test_a_right_chain_with_a_wrong_own_answer_is_still_a_right_chain(world):
@@ -340,7 +339,8 @@ def test_a_chain_that_stops_early_is_told_from_a_wrong_step(world):
     samples, truths = world
     sample = next(sample for sample in samples if len(truths[sample.id].steps) > 1)
     path = make_path(sample, steps=truths[sample.id].steps[:-1], answer=sample.answer)
-    assert count_error_steps([path], samples=[sample], truths=truths).ended_early == 1
+    check = check_path(path, sample, truths[sample.id])
+    assert check is not None and check.first_error_step == len(path.steps) + 1
 
 
 def test_exact_chains_score_a_hundred_with_the_verifier(world):
@@ -353,10 +353,9 @@ def test_exact_chains_score_a_hundred_with_the_verifier(world):
 def test_what_does_not_belong_together_is_refused(world):
     samples, truths = world
     path = make_path(samples[0], steps=truths[samples[0].id].steps)
+    own = AgentAnswer(sample_id=samples[0].id, answer=samples[0].answer, status="ok")
     with pytest.raises(DataError, match="embedded world only"):
-        count_error_steps([path], samples=samples, truths={})
-    with pytest.raises(DataError, match="was not given"):
-        count_error_steps([path], samples=samples[1:], truths=truths)
+        build_chain_matrix([path], score_answers([own], samples[:1], system="x"), samples=samples[:1], truths={})
     with pytest.raises(DataError, match="one chain and one prediction per sample"):
         build_chain_matrix([path, path], [], samples=samples[:1], truths=truths)
     with pytest.raises(DataError, match="checked against"):

@@ -12,7 +12,15 @@ from visloop.errors import DataError
 from visloop.evaluation.metrics import Paired, Row
 from visloop.evaluation.plots import plot_chain_matrix, plot_families, plot_rounds, plot_scaling, plot_scores, plot_systems
 from visloop.evaluation.report import Report, check_report, read_report, write_report
-from visloop.evaluation.tables import build_paired_table, build_systems_table, build_tables, format_interval, render_markdown, render_rich
+from visloop.evaluation.tables import (
+    build_metrics_table,
+    build_paired_table,
+    build_systems_table,
+    build_tables,
+    format_interval,
+    render_markdown,
+    render_rich,
+)
 
 
 @pytest.fixture
@@ -89,8 +97,21 @@ def test_a_refused_report_leaves_the_old_file(report, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_report_without_rounds_is_fine(report):
-    check_report(replace(report, rounds=[]))
+def test_a_report_without_rounds_shows_its_models_as_systems(report, tmp_path):
+    """No table of rounds, and nothing for their plot to show; what was measured of the models stands among the systems."""
+    plain = replace(report, rounds=[])
+    check_report(plain)
+    write_report(tmp_path / "report.json", plain)
+    assert read_report(tmp_path / "report.json") == plain
+    tables = {table.title: table for table in build_tables(plain)}
+    assert list(tables) == ["Systems", "Paired differences", "Question families"]
+    assert [row[0] for row in tables["Systems"].rows] == ["base direct", "two agents", "M_0", "M_1"]
+    with pytest.raises(DataError, match="no round has any of"):
+        plot_rounds(plain, tmp_path / "rounds.png")
+    plot_systems(plain.rows, tmp_path / "systems.png")
+    assert [path.name for path in sorted(tmp_path.glob("*.png"))] == ["systems.png"]
+    with Image.open(tmp_path / "systems.png") as picture:
+        assert picture.width > 300
 
 
 @pytest.mark.parametrize(
@@ -138,6 +159,18 @@ def test_rich_and_markdown_show_the_same_cells(report):
         assert text in shown
         assert text in markdown
     assert markdown.splitlines()[3] == "|---|---:|---:|"
+
+
+def test_metrics_stand_below_each_other_with_their_own_units():
+    rows = [
+        Row("base", "mme", 1200.0, 1100.0, 1300.0, 20),
+        Row("base", "ai2d", 0.5, 0.4, 0.6, 10),
+        Row("agents", "ai2d", 0.6, 0.5, 0.7, 10),
+    ]
+    table = build_metrics_table(rows, title="t")
+    assert table.columns == ("metric", "base", "agents", "n")
+    assert table.rows[0][:2] == ("mme (points)", "1200.0 [1100.0, 1300.0]") and table.rows[0][3] == "20"
+    assert table.rows[1] == ("ai2d (%)", "50.0 [40.0, 60.0]", "60.0 [50.0, 70.0]", "10")
 
 
 def test_a_system_named_like_markup_is_shown_literally():

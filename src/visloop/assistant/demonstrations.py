@@ -1,6 +1,6 @@
 """The four pools of demonstrations: plans and programs, successes and failures, of all task kinds (CLOVA 3.2, 3.4).
 
-A pool is a value. ``add``, ``vote`` and ``evict`` give a new one; ``save_demonstrations`` writes a snapshot
+A pool is a value. ``add`` and ``vote`` give a new one; ``save_demonstrations`` writes a snapshot
 (``demonstrations.jsonl``, then ``snapshot.json`` with its hash), ``load_demonstrations`` reads it back and checks both.
 """
 
@@ -50,7 +50,7 @@ def make_demonstration(
         trace_id=trace_id,
         cycle=cycle,
     )
-    _check_entry(entry, where=f"demonstration of {instruction!r}")
+    check_entry(entry, where=f"demonstration of {instruction!r}")
     return entry
 
 
@@ -111,11 +111,6 @@ class DemonstrationPool:
             tuple(entry for entry in changed if entry.score >= min_score or (keep_seeds and entry.provenance == "seed"))
         )
 
-    def evict(self, ids: Iterable[str]) -> "DemonstrationPool":
-        """A pool without the named entries."""
-        gone = set(ids)
-        return DemonstrationPool(tuple(entry for entry in self.entries if entry.id not in gone))
-
     def count(self) -> dict[str, int]:
         """Entries per pool and task kind (``program/success/vqa``), for reports."""
         return {"/".join(key): len(group) for key, group in sorted(self._groups.items())}
@@ -138,7 +133,7 @@ def load_demonstrations(folder: Path) -> DemonstrationPool:
     path = folder / ENTRIES_NAME
     entries: dict[str, Demonstration] = {}
     for number, entry in enumerate(iterate_shard(path, Demonstration), start=1):
-        _check_entry(entry, where=f"{path}:{number}")
+        check_entry(entry, where=f"{path}:{number}")
         if entry.id in entries:
             raise DataError(f"{path}:{number}: id {entry.id} occurred before; ids must be unique")
         entries[entry.id] = entry
@@ -160,7 +155,12 @@ def _content(entry: Demonstration) -> tuple[object, ...]:
     return (entry.kind, entry.outcome, entry.task_kind, entry.instruction, entry.plan, entry.program, entry.reason)
 
 
-def _check_entry(entry: Demonstration, *, where: str) -> None:
+def check_entry(entry: Demonstration, *, where: str) -> None:
+    """Refuse a demonstration that shows nothing.
+
+    Raises:
+        DataError: no instruction, plan, program or reason where there must be one; ``where`` it stands is named.
+    """
     if not entry.instruction.strip():
         raise DataError(f"{where}: no instruction; retrieval needs one")
     if entry.kind == "plan" and not entry.plan:

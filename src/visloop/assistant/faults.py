@@ -1,4 +1,4 @@
-"""Faults put into right runs on purpose, and how well critics find them: an instrument for measuring, never part of a cycle.
+"""Faults put into right runs on purpose: an instrument for measuring critics (``blame_scores``), never part of a cycle.
 
 A tool fault is one step with a wrong result, an LLM fault a program that is wrong in one place. Only faults that change the final result
 count: others would get no negative feedback. The wrong step's confidence is the tool's own for another word, or drawn from a range that the
@@ -6,7 +6,6 @@ caller assumes; the right steps keep theirs.
 """
 
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -20,7 +19,7 @@ from visloop.assistant.program import Argument, Program, Reference, Statement
 from visloop.assistant.program import Literal as Constant
 from visloop.assistant.traces import make_trace
 from visloop.ids import make_id, seed_for
-from visloop.records.assistant import Critique, Culprit, Feedback
+from visloop.records.assistant import Culprit, Feedback
 from visloop.tools.base import FindSignature, ToolRunner
 from visloop.tools.values import Value
 
@@ -50,11 +49,23 @@ class FaultTruth:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FaultyCase:
-    """A failed run whose fault is known. ``group`` is what results are told apart by (known and unseen families)."""
+    """A failed run whose fault is known (a ``KnownGuilt``). ``group`` is what results are told apart by (known and unseen families)."""
 
     case: Case
     truth: FaultTruth
     group: str
+
+    @property
+    def culprit(self) -> Culprit:
+        return self.truth.culprit
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return (self.truth.step,)
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        return (self.truth.tool,)
 
 
 def inject_fault(
@@ -249,49 +260,3 @@ def _same(first: Value | None, second: Value | None) -> bool:
     if isinstance(first, tuple) and isinstance(second, tuple):
         return [repr(getattr(item, "box", item)) for item in first] == [repr(getattr(item, "box", item)) for item in second]
     return type(first) is type(second) and bool(first == second)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlameScores:
-    """How often a critic was right. ``kind``: tool or program (plan counts as program), of all cases; ``tool`` and ``step``: of the cases
-    with a tool fault; ``unreadable``: of all."""
-
-    cases: int
-    tool_faults: int
-    kind: float
-    tool: float | None
-    step: float | None
-    unreadable: float
-
-
-def measure_blame(cases: Sequence[FaultyCase], blame: Callable[[Sequence[Case]], Sequence[Critique]]) -> dict[str, BlameScores]:
-    """Scores of one critic per group, and of all cases under ``all``.
-
-    Args:
-        blame: one critique per case, e.g. ``lambda cases: critic.criticize(cases, grain="global", tools=tools, seed=0)``.
-    """
-    critiques = blame([entry.case for entry in cases])
-    by_group: dict[str, list[tuple[FaultTruth, Critique]]] = defaultdict(list)
-    for entry, critique in zip(cases, critiques, strict=True):
-        for group in ("all", *([entry.group] if entry.group else [])):
-            by_group[group].append((entry.truth, critique))
-    return {group: _score(pairs) for group, pairs in sorted(by_group.items())}
-
-
-def _score(pairs: Sequence[tuple[FaultTruth, Critique]]) -> BlameScores:
-    tool_faults = [(truth, critique) for truth, critique in pairs if truth.culprit == "tool"]
-
-    def share(hits: int, total: int) -> float | None:
-        return hits / total if total else None
-
-    kinds = sum(("program" if critique.culprit == "plan" else critique.culprit) == truth.culprit for truth, critique in pairs)
-    named = [critique.culprit == "tool" and critique.tool == truth.tool for truth, critique in tool_faults]
-    placed = [critique.culprit == "tool" and critique.step == truth.step for truth, critique in tool_faults]
-    return BlameScores(
-        cases=len(pairs),
-        tool_faults=len(tool_faults),
-        kind=kinds / len(pairs),
-        tool=share(sum(named), len(tool_faults)),
-        step=share(sum(placed), len(tool_faults)),
-        unreadable=sum(critique.status != "ok" for _, critique in pairs) / len(pairs),
-    )

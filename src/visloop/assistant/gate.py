@@ -4,13 +4,11 @@ What a cycle learned may cost at most ``max_replay_drop`` of either accuracy. Wh
 concept at a time, the newest first, as far as that helps; then its demonstrations; then the whole cycle.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from visloop.assistant.cycle_state import Pools
 from visloop.assistant.runs import CycleParts, run_tasks
-from visloop.ids import seed_for
 from visloop.records.assistant import Task
 from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
 
@@ -56,18 +54,6 @@ class _Marks:
             if own is not None and other is not None:
                 total += max(0.0, other - drop - own - 1e-9)
         return total
-
-
-def choose_replay(tasks: Sequence[Task], right: frozenset[str], *, most: int, seed: int) -> list[Task]:
-    """Up to ``most`` of the tasks that were right, spread evenly over their families, drawn by ``seed``."""
-    families: dict[str, list[Task]] = {}
-    for task in sorted(tasks, key=lambda task: seed_for(seed, "replay", task.id)):
-        if task.id in right:
-            families.setdefault(task.family, []).append(task)
-    order = sorted(families)
-    random.Random(seed_for(seed, "replay")).shuffle(order)
-    longest = max((len(group) for group in families.values()), default=0)
-    return [families[name][turn] for turn in range(longest) for name in order if turn < len(families[name])][:most]
 
 
 def gate_pools(

@@ -252,14 +252,6 @@ def list_tools(program: str) -> tuple[str, ...]:
         return ()
 
 
-def _list_forms(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The best candidate of each form, of the best few forms."""
-    found: dict[tuple[str, ...], Candidate] = {}
-    for candidate in candidates:
-        found.setdefault(list_tools(candidate.program), candidate)
-    return list(found.values())[:_MOST_FORMS]
-
-
 def _rank(candidate: Candidate) -> int:
     """In repair: single programs that fit well, then composed ones of fitting parts, then all others."""
     if candidate.parts > 1:

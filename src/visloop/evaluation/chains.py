@@ -1,4 +1,4 @@
-"""Quality of chains against the scene: chain-right x answer-right (Insight-V Fig. 6) and where chains go wrong first.
+"""Quality of chains against the scene: chain-right x answer-right (Insight-V Fig. 6).
 
 The exact verifier measures here; no system under test ever sees what it says.
 """
@@ -31,24 +31,6 @@ class ChainMatrix:
     @property
     def total(self) -> int:
         return self.both_right + self.chain_only + self.answer_only + self.both_wrong
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorSteps:
-    """Where chains go wrong first. ``by_step`` counts from 1; ``ended_early``: all given steps right, but some missing;
-    ``unfinished``: no readable chain with an answer, so nothing to check."""
-
-    by_step: dict[int, int]
-    right: int
-    ended_early: int
-    unfinished: int
-
-    def list_shares(self) -> dict[str, float]:
-        """Shares of all chains by name: ``right``, ``step 1``.., ``ended early``, ``unfinished``; they sum to 1."""
-        named = {"right": self.right, **{f"step {step}": count for step, count in self.by_step.items()}}
-        named |= {"ended early": self.ended_early, "unfinished": self.unfinished}
-        total = sum(named.values())
-        return {name: count / total for name, count in named.items()} if total else {}
 
 
 def check_path(path: ReasoningPath, sample: Sample, truth: GroundTruth) -> PathCheck | None:
@@ -86,37 +68,9 @@ def build_chain_matrix(
     )
 
 
-def count_error_steps(paths: Sequence[ReasoningPath], *, samples: Sequence[Sample], truths: Mapping[str, GroundTruth]) -> ErrorSteps:
-    """Distribution of the first wrong step over any number of chains per sample.
-
-    Raises:
-        DataError: a chain's sample or ground truth is missing.
-    """
-    by_sample = {sample.id: sample for sample in samples}
-    steps: Counter[int] = Counter()
-    right = early = unfinished = 0
-    for path in paths:
-        check = check_path(path, _find(by_sample, path), _find_truth(truths, path))
-        if check is None:
-            unfinished += 1
-        elif check.first_error_step is None:
-            right += 1
-        elif check.first_error_step > len(path.steps):
-            early += 1
-        else:
-            steps[check.first_error_step] += 1
-    return ErrorSteps(by_step=dict(sorted(steps.items())), right=right, ended_early=early, unfinished=unfinished)
-
-
 def _has_right_steps(path: ReasoningPath, samples: Mapping[str, Sample], truths: Mapping[str, GroundTruth]) -> bool:
-    check = check_path(path, _find(samples, path), _find_truth(truths, path))
+    check = check_path(path, samples[path.sample_id], _find_truth(truths, path))
     return check is not None and check.first_error_step is None
-
-
-def _find(samples: Mapping[str, Sample], path: ReasoningPath) -> Sample:
-    if path.sample_id not in samples:
-        raise DataError(f"path {path.id}: its sample {path.sample_id} was not given")
-    return samples[path.sample_id]
 
 
 def _find_truth(truths: Mapping[str, GroundTruth], path: ReasoningPath) -> GroundTruth:

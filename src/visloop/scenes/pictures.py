@@ -136,14 +136,3 @@ def encode_png(picture: Image.Image) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-def draw_contact_sheet(scenes: list[Scene], *, columns: int = 8, zoom: int = 2, spec: WorldSpec = DEFAULT_WORLD) -> Image.Image:
-    """All pictures of ``scenes`` on one sheet, enlarged ``zoom`` times without smoothing, for people to look at."""
-    pictures = [picture for scene in scenes for picture in render_scene(scene, spec=spec)]
-    side = max(picture.width for picture in pictures) * zoom + 4
-    sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "white")
-    for index, picture in enumerate(pictures):
-        enlarged = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (index % columns * side, index // columns * side))
-    return sheet

@@ -214,10 +214,5 @@ def finish_scene(draw: Draw, boxes: tuple[Objects, ...]) -> Scene:
     return make_scene(boxes, seed=draw.rng.getrandbits(48))
 
 
-def count_matches(objects: Objects, wanted: Filter) -> int:
-    """How many objects fit."""
-    return sum(wanted.matches(entry) for entry in objects)
-
-
 WORLDS: Final = {"vqa": WORKSHOP, "multi_image": BOXES, "editing": WORKSHOP, "tagging": WORKSHOP}
 """The world of each kind of task."""
