@@ -15,17 +15,18 @@ UI_STORE ?= sqlite:///mlruns/mlflow.db
 SERVER_PORT ?= 4200
 SLOTS ?= 1
 LIMIT ?= 2
-WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((cores < 4 ? cores : 4)))
+WORKERS ?= 0
 PAGE_PORT ?= 7860
 KILLS ?= 20
 SEED ?= 0
 ARGS ?=
 
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
-TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/visloop/config.py src/visloop/config_assistant.py src/visloop/records \
+TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/visloop/config.py src/visloop/config_assistant.py src/visloop/config_ranges.py \
+	src/visloop/config_providers.py src/visloop/records \
 	src/visloop/prompts src/visloop/chat/base.py src/visloop/scenes src/visloop/reasoning \
 	src/visloop/assistant src/visloop/tools/base.py src/visloop/tools/values.py src/visloop/tools/signatures.py src/visloop/tools/prompt_pool.py \
-	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
+	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py failures.py tunings.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \
 	src/visloop/tools/expressions.py src/visloop/tools/expression_grammar.py \
 	flows/_code.py flows/_entry.py flows/_environment.py flows/_folders.py flows/_workers.py flows/_servers.py flows/_stage.py \
 	flows/_streams.py flows/_summary.py \
@@ -185,7 +186,7 @@ clean: ## caches and Hydra's output folders; results stay
 	find src flows apps tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: distclean
-distclean: clean ## back to a fresh checkout: also the environment and every result that git does not track
+distclean: clean ## back to a fresh checkout: also the environment, the history and every result in data/
 	@if [ -x $(RUN) ] && [ -d .prefect/services ]; then $(RUN) -m flows.operations stop; fi
 	rm -rf $(VENV) .prefect mlruns .embedded .dvc/cache .dvc/tmp .dvc-remote
 	[ ! -d data ] || git clean -qfdx data

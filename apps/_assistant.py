@@ -10,7 +10,8 @@ from apps._pictures import Picture, PictureStore, draw_regions
 from flows._assistant_parts import Workbench
 from flows._assistant_stages import read_pools, read_tasks
 from flows._candidates import find_champion_cycle
-from flows._layout import Layout
+from flows._cycle_history import check_cycle_files
+from flows._layout import Layout, pool_inputs
 from flows._people import find_newest_cycle
 from flows._traces import log_traces
 from flows._tracking import TrackedRun
@@ -62,7 +63,7 @@ class AssistantDesk:
 
         Raises:
             ConfigError: no instruction, too long a one, an unknown kind, or not as many pictures as the kind has.
-            DataError: there are no pools yet, or MLflow did not keep the trace.
+            DataError: there are no pools yet, their files are not as they were written, or MLflow did not keep the trace.
         """
         task = make_task(text, kind=kind, pictures=pictures)
         with self._lock:
@@ -90,6 +91,7 @@ class AssistantDesk:
         # Not by number alone: after a rollback the same number may be played again.
         digest = hash_file(self.layout.cycle(cycle) / MANIFEST_NAME)
         if self._pools is None or self._pools[0] != digest:
+            check_cycle_files(self.layout, cycle, parts=pool_inputs(self.layout.cycle(cycle)))
             self._pools = digest, read_pools(self.layout.cycle(cycle))
         return cycle, self._pools[1]
 

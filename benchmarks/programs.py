@@ -4,12 +4,13 @@
 
 ``ours``: ``run_programs`` with all programs, one batch per tool and round.
 ``one_by_one``: ``run_programs`` with one program at a time, as VISPROG and CLOVA run them.
-Four settings. ``tower``: no programs, only the pictures of the next setting through its model, in batches and one by one: what batches can
-give at most. ``model``: the tools that look at pictures pass them through a CLIP vision tower of the embedded default's size (96 x 96
+Four settings. ``tower``: no programs, only the pictures of the next setting through its model, in batches and one by one: what batches give
+it. ``model``: the tools that look at pictures pass them through a CLIP vision tower of the embedded default's size (96 x 96
 pixels; random weights, the time does not depend on them), a batch in one forward pass. ``toolbox``: the shipped tools on drawn tasks of
 all kinds with their right programs; every picture is new to them. ``free``: tools that cost nothing, which shows the interpreter's own
-cost, with reading and checking. All is measured with one torch thread and with one per core, the same for both. The two take turns; a
-ratio is the median over the turns, by the clock and by CPU seconds. Results go to ``benchmarks/results/programs.json``.
+cost, with reading and checking. All is measured with one torch thread and with one per core, the same for both. Settings and ways take
+turns, the first of which warms up; a ratio is the median over the turns, by the clock and by CPU seconds. Results go to
+``benchmarks/results/programs.json``.
 """
 
 import argparse
@@ -21,24 +22,27 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from visloop.assistant.interpreter import Job, run_programs
-from visloop.config_assistant import ToolsConfig
-from visloop.records.assistant import Proposal, Task
+from flows._entry import compose_config
+from visloop.assistant.interpreter import Execution, Job, run_programs
+from visloop.records.assistant import Proposal, Task, TaskKind
 from visloop.scenes.tasks_tagging import FACTS
 from visloop.scenes.workshop_tasks import FAMILIES, make_tasks
 from visloop.tools.base import ToolCall, ToolResult, ToolRunner, ToolSignature
+from visloop.tools.expression_grammar import parse_expression
 from visloop.tools.expressions import EvalTool
 from visloop.tools.pictures import prepare_image
 from visloop.tools.region_cache import SHARED
-from visloop.tools.signatures import find_signature
+from visloop.tools.signatures import find_signature, list_signatures
 from visloop.tools.toolbox import open_toolbox
 from visloop.tools.values import Box
 
@@ -46,6 +50,7 @@ BATCH_SIZE = 64
 """Pictures per forward pass at most, as with the shipped tools. On a CPU more do not help: their activations outgrow its cache."""
 Turn = dict[str, tuple[float, float]]
 """Programs per second by the clock and per CPU second, of each way."""
+Result = TypeVar("Result")
 RESULTS = Path(__file__).parent / "results" / "programs.json"
 PROGRAMS = (
     """BOX0=LOC(image=IMAGE,object='boat')
@@ -82,6 +87,9 @@ class BenchTools:
 
     def find_signature(self, name: str) -> ToolSignature | None:
         return find_signature(name)
+
+    def list_signatures(self, kind: TaskKind) -> tuple[ToolSignature, ...]:
+        return list_signatures(kind)
 
     def run(self, tool: str, calls: Sequence[ToolCall]) -> list[ToolResult]:
         if tool == "EVAL":
@@ -162,37 +170,60 @@ def run_tower(jobs: Sequence[Job], *, repeats: int) -> list[Turn]:
     return [{"ours": look(BATCH_SIZE), "one_by_one": look(1)} for _ in range(repeats + 1)][1:]
 
 
-def run_setting(jobs: Sequence[Job], open_tools: Callable[[], ToolRunner], *, repeats: int) -> tuple[list[Turn], dict[str, float]]:
-    """Turns of both ways, the first of which warms up and is not counted; and the pictures per forward pass, where they are counted.
+def time_programs(jobs: Sequence[Job], open_tools: Callable[[], ToolRunner]) -> tuple[Turn, dict[str, float]]:
+    """One turn of both ways, and the pictures per forward pass, where they are counted.
 
     Raises:
         RuntimeError: the two ways do not give the same states.
     """
-    turns: list[Turn] = []
+    turn: Turn = {}
     pictures: dict[str, float] = {}
-    for _ in range(repeats + 1):
-        turn: Turn = {}
-        states = {}
-        for name in ("ours", "one_by_one"):
-            tools = open_tools()
-            groups = [jobs] if name == "ours" else [[job] for job in jobs]
-            gc.collect()  # the collector's passes over what came before belong to nobody
-            clock, cpu = time.perf_counter(), time.process_time()
-            executions = [execution for group in groups for execution in run_programs(group, tools=tools)]
-            turn[name] = (len(jobs) / (time.perf_counter() - clock), len(jobs) / (time.process_time() - cpu))
-            states[name] = [(execution.status, execution.result if isinstance(execution.result, str) else "") for execution in executions]
-            if isinstance(tools, BenchTools) and tools.batches:
-                pictures[name] = tools.pictures / tools.batches
-        if states["ours"] != states["one_by_one"] or {status for status, _ in states["ours"]} != {"finished"}:
-            raise RuntimeError("side by side and one by one give different results: no fair comparison")
-        turns.append(turn)
-    return turns[1:], pictures
+    states = {}
+    for name in ("ours", "one_by_one"):
+        tools = open_tools()
+        groups = [jobs] if name == "ours" else [[job] for job in jobs]
+        parse_expression.cache_clear()
+        executions, turn[name] = _measure(partial(_run_groups, groups, tools), count=len(jobs))
+        states[name] = [(execution.status, execution.result if isinstance(execution.result, str) else "") for execution in executions]
+        if isinstance(tools, BenchTools) and tools.batches:
+            pictures[name] = tools.pictures / tools.batches
+    if states["ours"] != states["one_by_one"] or {status for status, _ in states["ours"]} != {"finished"}:
+        raise RuntimeError("side by side and one by one give different results: no fair comparison")
+    return turn, pictures
+
+
+def time_tower(jobs: Sequence[Job]) -> Turn:
+    """One turn of the model alone: each program's picture, in batches and one by one."""
+    tools = BenchTools(model=True)
+    pictures = [image for job in jobs for image in job.inputs.values()]
+    turn: Turn = {}
+    for name, size in (("ours", BATCH_SIZE), ("one_by_one", 1)):
+        parts = [pictures[start : start + size] for start in range(0, len(pictures), size)]
+        _, turn[name] = _measure(partial(_look_at, parts, tools), count=len(pictures))
+    return turn
+
+
+def _run_groups(groups: Sequence[Sequence[Job]], tools: ToolRunner) -> list[Execution]:
+    return [execution for group in groups for execution in run_programs(group, tools=tools)]
+
+
+def _look_at(parts: Sequence[Sequence[Image.Image]], tools: BenchTools) -> list[list[float]]:
+    return [tools.look(part) for part in parts]
+
+
+def _measure(work: Callable[[], Result], *, count: int) -> tuple[Result, tuple[float, float]]:
+    """What ``work`` gives, and its ``count`` items per second by the clock and per CPU second."""
+    gc.collect()  # the collector's passes over what came before belong to nobody
+    clock, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, (count / (time.perf_counter() - clock), count / (time.process_time() - cpu))
 
 
 def run_benchmark(*, programs: int, repeats: int, threads: Sequence[int]) -> dict[str, Any]:
     """Measure both ways in all settings; programs (of the tower: pictures) per second, and ratios."""
     jobs = make_jobs(programs)
-    toolbox = open_toolbox(ToolsConfig(facts=FACTS.as_posix()))
+    tools = compose_config([]).assistant.tools
+    toolbox = open_toolbox(replace(tools, facts=FACTS.as_posix()))
 
     def forget() -> ToolRunner:
         SHARED.clear()
@@ -202,18 +233,21 @@ def run_benchmark(*, programs: int, repeats: int, threads: Sequence[int]) -> dic
     seen: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         drawn = make_drawn_jobs(programs, folder=Path(folder))
+    settings: dict[str, tuple[list[Job], Callable[[], ToolRunner]]] = {
+        "model": (jobs, lambda: BenchTools(model=True)),
+        "toolbox": (drawn, forget),
+        "free": (jobs, lambda: BenchTools(model=False)),
+    }
     for count in threads:
         torch.set_num_threads(count)
-        measured = {"tower": run_tower(jobs, repeats=repeats)}
-        settings: dict[str, tuple[list[Job], Callable[[], ToolRunner]]] = {
-            "model": (jobs, lambda: BenchTools(model=True)),
-            "toolbox": (drawn, forget),
-            "free": (jobs, lambda: BenchTools(model=False)),
-        }
-        for setting, (work, open_tools) in settings.items():
-            measured[setting], pictures = run_setting(work, open_tools, repeats=repeats)
-            seen |= pictures
-        for setting, turns in measured.items():
+        measured: dict[str, list[Turn]] = {"tower": [], **{name: [] for name in settings}}
+        for _ in range(repeats + 1):
+            measured["tower"].append(time_tower(jobs))
+            for name, (work, open_tools) in settings.items():
+                turn, pictures = time_programs(work, open_tools)
+                measured[name].append(turn)
+                seen |= pictures
+        for setting, (_, *turns) in measured.items():  # the first turn warms up
             keys = {"setting": setting, "threads": count}
             what = "pictures" if setting == "tower" else "programs"
             for place, metric in enumerate((f"{what}_per_second", f"{what}_per_cpu_second")):

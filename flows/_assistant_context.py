@@ -1,11 +1,11 @@
 """What the gates on the assistant's records compare with: tasks, traces, tools, how prompts are tuned and where they lie."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from visloop.assistant.cases import FindSignature
-from visloop.assistant.material import adapt_tuning
+from visloop.assistant.material import adapt_tools
 from visloop.config_assistant import AssistantConfig, ToolsConfig
 from visloop.errors import ConfigError
 from visloop.records.assistant import Task, Trace
@@ -72,17 +72,11 @@ class AssistantContext:
             traces=None if traces is None else {trace.id: trace for trace in traces},
             evaluation_pictures=frozenset(frozenset({digest}) for task in held_out for digest in task.image_hashes),
             evaluation_instructions=frozenset(fold_text(task.instruction) for task in held_out) - taught,
-            find_signature=_open_signatures(config.tools),
-            tools=adapt_tools(config),
+            find_signature=open_signatures(config.tools),
+            tools=adapt_tools(config.tools, learning=config.learning),
             tensors=tensors,
             max_unreadable_rate=config.reflection.max_unreadable_rate,
         )
-
-
-def adapt_tools(config: AssistantConfig) -> ToolsConfig:
-    """The tools as a cycle opens them: their prompts are tuned as the ablations of learning want it."""
-    tools, learning = config.tools, config.learning
-    return replace(tools, tuning=adapt_tuning(tools.tuning, validate=learning.validate, ensemble=learning.ensemble))
 
 
 def fold_text(text: str) -> str:
@@ -104,7 +98,7 @@ def check_assistant_request(suite: str, context: AssistantContext) -> None:
         raise ConfigError("suite 'prompts' needs context.tensors, the safetensors file of the prompts")
 
 
-def _open_signatures(tools: ToolsConfig) -> FindSignature:
+def open_signatures(tools: ToolsConfig) -> FindSignature:
     """The catalogue's tools and those of plugins, as the toolbox of this configuration has them; no tool is loaded."""
     known = {**SIGNATURES, **{name: plugin.signature for name, plugin in load_plugins(tools.plugins).items()}}
     return lambda name: known.get(ALIASES.get(name, name))

@@ -14,18 +14,19 @@ from flows._mounts import mount_model
 from flows._people import FrozenWords
 from visloop.assistant.critics import open_critic, open_inference
 from visloop.assistant.interpreter import Execution
-from visloop.assistant.material import TeachingSources, adapt_tuning, plan_tuning
+from visloop.assistant.material import TeachingSources, adapt_tools, plan_tools
 from visloop.assistant.planner import open_planner
-from visloop.assistant.providers import DataProvider, ImageSearchProvider, OpenVocabularyProvider
+from visloop.assistant.providers import DataProvider
 from visloop.assistant.runs import CycleParts
+from visloop.assistant.sources import LeftOut, NotedProvider, Shelf, list_files, open_drawn, open_regions, open_search
 from visloop.chat.base import ChatModel
 from visloop.chat.factory import cached_chat
 from visloop.config import Config
-from visloop.config_assistant import AssistantConfig, CriticChoice, ListBackend, WriterChoice
-from visloop.datasets.image_search import FolderImageSearch
+from visloop.config_assistant import AssistantConfig, CriticChoice, TaskSource
 from visloop.datasets.images import store_picture
-from visloop.datasets.lvis import read_lvis
 from visloop.evaluation.assistant import TaskScore, make_feedback, score_task
+from visloop.evaluation.edit_check import open_clip_check
+from visloop.evaluation.edit_scores import CheckCrop
 from visloop.evaluation.people import judge_by_word
 from visloop.ids import make_id, seed_for
 from visloop.prompts.render import PromptSet
@@ -33,7 +34,7 @@ from visloop.reasoning.agents import sample_chains, summarize_chains
 from visloop.reasoning.combine import group_chains
 from visloop.records.assistant import Feedback, Instance, Task, TaskTruth, Trace
 from visloop.records.reasoning import Sample
-from visloop.records.shards import write_bytes
+from visloop.records.shards import read_shard, write_bytes, write_shard
 from visloop.scenes.tasks_tagging import FACTS
 from visloop.scenes.workshop import BASE_VOCABULARY, BASE_WORDS
 from visloop.tools.base import ToolCall
@@ -45,6 +46,8 @@ from visloop.tools.toolbox import Toolbox, open_toolbox
 REPLAY_PER_WORD = 10
 """Instances of each base word in the replay set of prompt tuning."""
 PICTURES, MATERIAL = "pictures", "material"
+LEFT_OUT = "left_out.jsonl"
+"""What providers refused or skipped, with the reasons: beside the instances that they gave."""
 _BY_ANNOTATIONS = ("LOC", "SEG", "VQA", "FILTER")
 
 
@@ -89,25 +92,31 @@ class Workbench:
         return self.lessons / self.material_name
 
     def keep_material(self, instances: Iterable[Instance]) -> None:
-        """Copy what instances name, and no more, to where they name it."""
+        """Copy what instances name, and no more, to where they name it; beside it, what their providers left out."""
         for name in sorted({name for instance in instances for name in (instance.image, instance.mask) if name}):
             write_bytes(self.folder / Path(name).relative_to(self.shown), (self.lessons / name).read_bytes(), sync=False)
+        write_shard(self.folder / LEFT_OUT, self._read_left_out())
+
+    def note_left_out(self, found: Sequence[LeftOut]) -> None:
+        """Add to what was left out, each once. A run that is killed leaves it: one that goes on does not ask for its words again."""
+        write_shard(find_scratch(self.folder) / LEFT_OUT, dict.fromkeys([*self._read_left_out(), *found]))
+
+    def _read_left_out(self) -> list[LeftOut]:
+        path = find_scratch(self.folder) / LEFT_OUT
+        return read_shard(path, LeftOut) if path.is_file() else []
 
     @cached_property
     def chat(self) -> ChatModel | None:
-        """The LLM of planner, critic and LIST, where one of them needs it."""
-        return cached_chat(self.config.llm) if needs_llm(self.config) else None
+        """The LLM of planner, critic, LIST and the search for negatives, where one of them needs it."""
+        return cached_chat(self.config.llm) if self.assistant.asks_llm() else None
 
     @cached_property
     def tools(self) -> Toolbox:
         """The toolbox with an empty pool, tuned as the ablations of ``learning`` want it."""
-        learning, tools = self.assistant.learning, self.assistant.tools
-        tuning = adapt_tuning(tools.tuning, validate=learning.validate, ensemble=learning.ensemble)
-        drawn = self.assistant.tasks.name == "workshop"  # the drawn world has sets and flags of its own
+        tools = adapt_tools(self.assistant.tools, learning=self.assistant.learning)
+        drawn = self.assistant.tasks.name is TaskSource.workshop  # the drawn world has sets and flags of its own
         facts = tools.facts or (FACTS.as_posix() if drawn else "")
-        return open_toolbox(
-            replace(tools, tuning=tuning, facts=facts), pool=PromptPool(), chat=self.chat, answer=self.ask_agents, root=self.lessons
-        )
+        return open_toolbox(replace(tools, facts=facts), pool=PromptPool(), chat=self.chat, answer=self.ask_agents, root=self.lessons)
 
     def ask_agents(self, questions: Sequence[tuple[str, Image.Image]]) -> list[str]:
         """Answers of the two agents of Insight-V (``tools.vqa=agents``): the trained reasoner's chain, then the summarizer's answer."""
@@ -136,9 +145,7 @@ class Workbench:
         assistant, prompts = self.assistant, PromptSet("full")
         learning = assistant.learning
         return CycleParts(
-            planner=open_planner(
-                assistant.planner, chat=self.chat, prompts=prompts, vocabulary=BASE_VOCABULARY, find_signature=self.tools.find_signature
-            ),
+            planner=open_planner(assistant.planner, chat=self.chat, prompts=prompts, vocabulary=BASE_VOCABULARY, tools=self.tools),
             tools=self.tools,
             critic=open_critic(assistant.reflection, chat=self.chat, prompts=prompts),
             sources=TeachingSources(
@@ -148,7 +155,7 @@ class Workbench:
                 out=self.material,
                 prefix=self.material_name,
             ),
-            plan=plan_tuning(assistant.tools.tuning, validate=learning.validate),
+            plan=plan_tools(assistant.tools, validate=learning.validate),
             give_feedback=self.give_feedback,
             load_inputs=self.load_inputs,
             describe_image=self.describe_image,
@@ -163,23 +170,21 @@ class Workbench:
     def _open_providers(self) -> dict[str, Sequence[DataProvider]]:
         """CLOVA 3.4: LOC and SEG learn from an open-vocabulary set, SELECT, CLASSIFY and REPLACE from image search; VQA infers the
         answer and finds more pictures of it as LOC does. Where one source has too little, the other is asked."""
-        annotated, searched = self.open_vocabulary, self._open_search()
+        providers, shelf = self.assistant.providers, self._shelf
+        annotated = open_regions(providers, shelf, drawn=self.drawn)
+        searched = open_search(
+            providers, shelf, collection=self.layout.collection, chat=self.chat, prompts=PromptSet("full"), seed=self.config.seed
+        )
         return {tool: (annotated, searched) if tool in _BY_ANNOTATIONS else (searched, annotated) for tool in (*LEARNABLE, "FILTER")}
 
-    @cached_property
-    def open_vocabulary(self) -> OpenVocabularyProvider:
-        folder = self.layout.collection / "open_vocabulary"
-        return OpenVocabularyProvider(
-            read_lvis(folder / "annotations.json"),
-            pictures=folder / "pictures",
-            out=self.material,
-            prefix=self.material_name,
-        )
+    @property
+    def _shelf(self) -> Shelf:
+        return Shelf(out=self.material, prefix=self.material_name, note=self.note_left_out)
 
-    def _open_search(self) -> ImageSearchProvider:
-        folder = self.layout.collection / "image_search"
-        found = FolderImageSearch(folder, out=self.material)
-        return ImageSearchProvider(found, prefix=self.material_name)
+    @cached_property
+    def drawn(self) -> NotedProvider:
+        """The drawn set of regions: it alone has the words that the shipped tools were trained with."""
+        return open_drawn(self.layout.collection, self._shelf)
 
     @cached_property
     def replay(self) -> tuple[Instance, ...]:
@@ -188,7 +193,7 @@ class Workbench:
             instance
             for words in BASE_WORDS.values()
             for word in words
-            for instance in self.open_vocabulary.collect(
+            for instance in self.drawn.collect(
                 word, tool="LOC", positives=REPLAY_PER_WORD, negatives=0, seed=seed_for(self.config.seed, "replay", word)
             )
         )
@@ -211,11 +216,16 @@ class Workbench:
         stored = store_picture(image.convert("RGB"), out=self.folder / PICTURES)
         return f"{self.shown}/{PICTURES}/{stored.name}"
 
+    @cached_property
+    def check_crop(self) -> CheckCrop:
+        """What the frozen CLIP says of new objects in edited pictures, beside ground truth."""
+        return open_clip_check(self.tools, config=self.assistant.tools)
+
     def score(self, task: Task, trace: Trace) -> TaskScore:
         """The score of a run by ground truth. The result's picture is still in ``folder``."""
         if trace.result_image is not None:
             trace = replace(trace, result_image=(self.folder / Path(trace.result_image).relative_to(self.shown)).resolve().as_posix())
-        return score_task(trace, self.truths[task.id], task=task, data=self.layout.root)
+        return score_task(trace, self.truths[task.id], task=task, data=self.layout.root, check=self.check_crop)
 
     def give_feedback(self, execution: Execution, trace: Trace) -> Feedback:
         """What is said of a run: by a person's word where one judged this task, else by ground truth, which enters a cycle here only."""
@@ -241,11 +251,10 @@ def _make_sample(question: str, image: Image.Image, *, root: Path) -> Sample:
     )
 
 
-def needs_llm(config: Config) -> bool:
-    """Whether planner, critic or LIST asks an LLM."""
-    assistant = config.assistant
-    return (
-        assistant.planner.asks(WriterChoice.chat)
-        or assistant.reflection.critic is CriticChoice.llm
-        or assistant.tools.names is ListBackend.chat
-    )
+def provider_inputs(assistant: AssistantConfig) -> dict[str, Path]:
+    """What a stage that teaches tools reads besides the drawn collection: the files of its providers.
+
+    Raises:
+        ConfigError, DataError: a choice of ``assistant.providers`` lacks what it needs.
+    """
+    return list_files(assistant.providers)

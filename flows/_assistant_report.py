@@ -16,12 +16,21 @@ from visloop.config import Config
 from visloop.evaluation.metrics import Outcomes, Paired, Row, compare_outcomes, measure_outcomes, read_outcomes
 from visloop.evaluation.plots import plot_curve, plot_families, plot_systems
 from visloop.evaluation.report import Report, read_report, write_report
+from visloop.evaluation.tables import Table, build_systems_table
 from visloop.ids import hash_tree
 from visloop.records.assistant import Task
 from visloop.records.reasoning import Prediction
 from visloop.records.shards import write_bytes
 
 REPORT_NAME = "clova.json"
+DETAILS = {
+    "tagging_f1": ("tagging", "f1"),
+    "tagging_precision": ("tagging", "precision"),
+    "tagging_recall": ("tagging", "recall"),
+    "editing_clip_check": ("editing", "check"),
+}
+"""Rows of the report by kind of task and name of the prediction's figure, all means over tasks. A picture without tags has precision 1.
+The check is the frozen CLIP's (``visloop.evaluation.edit_check``), over tasks with new objects whose words it knows."""
 Runs = Mapping[str, Sequence[Prediction]]
 
 
@@ -68,7 +77,7 @@ def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[S
 
 def list_outcomes(name: str, test: Sequence[Prediction], base: Sequence[Prediction], *, tasks: Mapping[str, Task]) -> list[Outcomes]:
     """What is measured of one row: all test tasks, each kind, novel and known concepts, new wordings, and the base tasks that tell what
-    was forgotten."""
+    was forgotten; then the details of tags and edits."""
     parts: dict[str, list[Prediction]] = {"accuracy": list(test)}
     for item in test:
         task = tasks[item.sample_id]
@@ -82,10 +91,19 @@ def list_outcomes(name: str, test: Sequence[Prediction], base: Sequence[Predicti
     for metric, items in parts.items():
         outcomes = read_outcomes(items, name=name)
         found.append(replace(outcomes, metric=metric))
-    tags = [item for item in test if tasks[item.sample_id].kind == "tagging"]
-    if tags and all("f1" in item.metrics for item in tags):
-        found.append(replace(read_outcomes(tags, metric="f1", name=name), metric="tagging_f1"))
+    for metric, (kind, key) in DETAILS.items():
+        items = [item for item in test if tasks[item.sample_id].kind == kind and key in item.metrics]
+        if items:
+            found.append(replace(read_outcomes(items, metric=key, name=name), metric=metric))
     return found
+
+
+def build_system_tables(rows: Sequence[Row]) -> list[Table]:
+    """Systems with what all tasks tell, and with the details of tags and edits, where there are any."""
+    details = [row for row in rows if row.metric in DETAILS]
+    others = [row for row in rows if row.metric not in DETAILS]
+    tables = [build_systems_table(others, title="The assistant on held-out tasks")]
+    return tables + ([build_systems_table(details, title="Tags, and edits as the frozen CLIP sees them")] if details else [])
 
 
 def compare_all(measured: Mapping[str, Sequence[Outcomes]], *, options: Mapping[str, Any]) -> list[Paired]:

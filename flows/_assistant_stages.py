@@ -5,9 +5,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from flows._assistant_parts import Workbench, needs_llm
+from flows._assistant_context import open_signatures
+from flows._assistant_parts import Workbench, provider_inputs
 from flows._folders import find_scratch
 from flows._layout import Layout, pool_inputs
+from flows._mounts import hash_prompts
 from flows._people import PEOPLE_CODE, read_frozen
 from flows._progress import StageProgress
 from flows._records import read_json, write_json
@@ -16,9 +18,10 @@ from visloop.assistant.cycle import run_cycle
 from visloop.assistant.cycle_state import CycleState, Pools, load_state, save_state
 from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrations, save_demonstrations
 from visloop.assistant.runs import run_tasks
+from visloop.assistant.seed_files import add_seed_file
 from visloop.chat.weights import resolve_model
 from visloop.config import Config
-from visloop.config_assistant import AssistantConfig, PlannerChoice, RegionBackend, ReplaceBackend, TasksConfig, VqaBackend, WriterChoice
+from visloop.config_assistant import AssistantConfig, ListBackend, PlannerChoice, TasksConfig, VqaBackend, WriterChoice
 from visloop.errors import ConfigError
 from visloop.evaluation.assistant import make_prediction
 from visloop.ids import seed_for
@@ -29,6 +32,7 @@ from visloop.records.shards import read_shard, write_shard
 from visloop.scenes.workshop_collection import export_collection
 from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.scenes.workshop_tasks import list_families, make_tasks
+from visloop.tools.plugins import find_source
 from visloop.tools.prompt_pool import load_pool, save_pool
 
 PARTS: dict[str, Split] = {"stream": "train", "held_out": "validation", "replay": "validation", "test": "test", "base": "test"}
@@ -37,7 +41,10 @@ PARTS: dict[str, Split] = {"stream": "train", "held_out": "validation", "replay"
 _KNOWN_PARTS = ("replay", "base")
 """Parts of base words, known families and known wordings: what must not be forgotten."""
 RECORDS = ("traces", "feedback", "critiques", "instances", "outcomes")
-CYCLE_CODE = ("visloop.assistant", "visloop.tools", "visloop.evaluation.assistant")
+CYCLE_CODE = (
+    *("visloop.assistant", "visloop.tools", "visloop.evaluation.assistant", "visloop.evaluation.edit_check"),
+    *("visloop.reasoning.agents", "visloop.reasoning.combine"),  # where the agents answer for VQA
+)
 
 
 def draw_tasks(config: Config, layout: Layout) -> Any:
@@ -111,16 +118,18 @@ def draw_collection(config: Config, layout: Layout) -> Any:
     )
 
 
-def start_pools(layout: Layout) -> Any:
-    """Stage: cycle 0, the seed demonstrations and an empty prompt pool."""
+def start_pools(config: Config, layout: Layout) -> Any:
+    """Stage: cycle 0, the seed demonstrations, those of ``planner.seeds`` behind them, and an empty prompt pool."""
+    seeds, signatures = config.assistant.planner.seeds, open_signatures(config.assistant.tools)
+    pool = add_seed_file(DemonstrationPool().add(seed_demonstrations()), seeds, find_signature=signatures)
+    inputs = {"seeds": Path(seeds)} if seeds else {}
 
     def work(place: Path) -> dict[str, float]:
-        pool = DemonstrationPool().add(seed_demonstrations())
         save_pools(Pools(demonstrations=pool), place)
         write_json(place / "report.json", {"cycle": 0, "known": []})
         return {"demonstrations": len(pool.entries)}
 
-    return run_stage("cycle 0", folder=layout.cycle(0), inputs={}, config={}, code=["visloop.scenes.workshop_seeds"], work=work)
+    return run_stage("cycle 0", folder=layout.cycle(0), inputs=inputs, config={}, code=["visloop.scenes.workshop_seeds"], work=work)
 
 
 def save_pools(pools: Pools, folder: Path) -> None:
@@ -152,31 +161,39 @@ def take_stream(config: Config, layout: Layout, number: int) -> list[Task]:
 
 
 def tool_inputs(assistant: AssistantConfig) -> dict[str, Path]:
-    """The folders of the vision models that are mounted from disk; a hub id is named by the configuration."""
+    """What the tools read from disk: the folders of their vision models (a hub id is named by the configuration), LIST's facts, and the
+    modules of plugins."""
     tools = assistant.tools
-    used = {
-        "clip": True,
-        "detector": tools.loc is RegionBackend.owlvit,
-        "segmenter": tools.seg in (RegionBackend.maskformer, RegionBackend.clipseg),
-        "answerer": tools.vqa is VqaBackend.blip,
-        "painter": tools.replace is ReplaceBackend.diffusion,
-    }
-    sources = {role: Path(resolve_model(getattr(tools, role).model)) for role, mounted in used.items() if mounted}
-    return {role: source for role, source in sources.items() if source.is_dir()}
+    sources = {role: Path(resolve_model(model.model)) for role, model in tools.list_models().items()}
+    inputs = {role: source for role, source in sources.items() if source.is_dir()}
+    if tools.names is ListBackend.facts and tools.facts:
+        inputs["facts"] = Path(tools.facts)
+    return {**inputs, **{f"plugin {name}": source for name in tools.plugins if (source := find_source(name)) is not None}}
 
 
-def part_inputs(assistant: AssistantConfig) -> dict[str, Path]:
-    """What a stage that plans and runs programs reads besides tasks and pools: models, and the scorer of the program search."""
-    planner = assistant.planner
-    scorer = {"scorer": Path(planner.scorer)} if planner.choice is PlannerChoice.search and planner.scorer else {}
-    lm = {"planner": Path(resolve_model(planner.lm))} if planner.asks(WriterChoice.embedded) else {}
-    return {**tool_inputs(assistant), **scorer, **{role: source for role, source in lm.items() if source.is_dir()}}
+def part_inputs(config: Config, layout: Layout) -> dict[str, Path]:
+    """What a stage that plans and runs programs reads besides tasks and pools: the tools', the scorer of the program search, the LM that
+    writes programs, and the two agents where they answer for VQA."""
+    planner, inputs = config.assistant.planner, tool_inputs(config.assistant)
+    if planner.choice is PlannerChoice.search and planner.scorer:
+        inputs["scorer"] = Path(planner.scorer)
+    if planner.asks(WriterChoice.embedded) and (source := Path(resolve_model(planner.lm))).is_dir():
+        inputs["planner"] = source
+    if config.assistant.tools.vqa is VqaBackend.agents:
+        inputs |= {role: layout.model(role) for role in ("reasoner", "summarizer")}
+    return inputs
 
 
 def _learning_config(config: Config) -> dict[str, Any]:
     assistant = asdict(config.assistant)
-    parts = {key: assistant[key] for key in ("tools", "planner", "reflection", "learning")}
-    return {**parts, "llm": asdict(config.llm) if needs_llm(config) else None, "prompts": PromptSet("full").hash}
+    parts = {key: assistant[key] for key in ("tools", "planner", "reflection", "learning", "providers")}
+    agents = {"base": asdict(config.base), "answer": asdict(config.answer), "prompts": hash_prompts(config)}
+    return {
+        **parts,
+        "llm": asdict(config.llm) if config.assistant.asks_llm() else None,
+        "agents": agents if config.assistant.tools.vqa is VqaBackend.agents else None,
+        "prompts": PromptSet("full").hash,
+    }
 
 
 def play_cycle(
@@ -237,7 +254,8 @@ def play_cycle(
             "collection": layout.collection,
             **pool_inputs(start),
             "known": start / "report.json",
-            **part_inputs(config.assistant),
+            **part_inputs(config, layout),
+            **provider_inputs(config.assistant),
             **({} if people is None else {"people": people}),
         },
         config={
@@ -275,7 +293,7 @@ def examine_pools(config: Config, layout: Layout, *, name: str, pools: Path, par
     return run_stage(
         f"examine {folder.name}",
         folder=folder,
-        inputs={"tasks": layout.tasks, "collection": layout.collection, **pool_inputs(pools), **part_inputs(config.assistant)},
+        inputs={"tasks": layout.tasks, "collection": layout.collection, **pool_inputs(pools), **part_inputs(config, layout)},
         config={"assistant": _learning_config(config), "parts": list(parts), "name": name, "seed": config.seed},
         code=CYCLE_CODE,
         work=work,

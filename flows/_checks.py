@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows._assistant_context import AssistantContext, adapt_tools
+from flows._assistant_context import AssistantContext
 from flows._gates import Context, GateContext, check_records
 from flows._layout import Layout
 from flows._records import read_samples, write_json
 from flows._stage import run_stage
+from visloop.assistant.material import adapt_tools
 from visloop.config import Config
 from visloop.errors import DataError
 from visloop.ids import hash_tree
@@ -17,6 +18,7 @@ from visloop.records.assistant import Task, Trace
 from visloop.records.reasoning import Sample
 from visloop.records.shards import read_shard
 from visloop.tools.prompt_pool import TENSORS_NAME
+from visloop.tools.tunings import find_owners
 
 TRUTHS_NAME, TRACES_NAME = "truth.jsonl", "traces.jsonl"
 
@@ -142,8 +144,9 @@ def _select_limits(suite: str, config: Config) -> dict[str, Any]:
     if suite == "critiques":
         return {"max_unreadable_rate": assistant.reflection.max_unreadable_rate, "plugins": assistant.tools.plugins}
     if suite == "prompts":
-        tools = asdict(adapt_tools(assistant))
-        return {"tuning": tools["tuning"], "tunings": tools["tunings"]}
+        tools = adapt_tools(assistant.tools, learning=assistant.learning)
+        owners = {"owners": find_owners(tools)} if tools.tunings else {}  # the backends say whose settings a prompt was learned with
+        return {"tuning": asdict(tools.tuning), "tunings": {name: asdict(tuning) for name, tuning in tools.tunings.items()}, **owners}
     return {"plugins": assistant.tools.plugins} if suite in ("traces", "demonstrations") else {}
 
 

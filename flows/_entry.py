@@ -10,7 +10,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,9 @@ from rich.console import Console
 from flows._environment import PROJECT_ROOT, set_hub_offline
 from flows._servers import prepare_database, stop_orphaned_servers
 from flows._streams import keep_streams
+from flows._workers import choose_workers
 from visloop.config import Backend, ChatConfig, Config
+from visloop.config_assistant import EncoderChoice, WriterChoice
 from visloop.errors import ConfigError, VisloopError
 
 if TYPE_CHECKING:
@@ -131,11 +133,22 @@ def list_models(config: Config) -> list[ChatConfig]:
 
 
 def needs_hub(config: Config) -> bool:
-    """Whether any mounted model must come from the model hub: neither shipped, nor a folder, nor served by an endpoint."""
-    return any(
-        model.backend is Backend.transformers and not model.model.startswith("embedded/") and not Path(model.model).is_dir()
-        for model in list_models(config)
-    )
+    """Whether any mounted model must come from the model hub: neither shipped, nor a folder, nor served by an endpoint. The assistant's
+    models count where its configuration asks for them."""
+    assistant = config.assistant
+    chats = [*list_models(config), *([config.llm] if assistant.asks_llm() else [])]
+    names = [model.model for model in chats if model.backend is Backend.transformers]
+    names += [model.model for model in assistant.tools.list_models().values()]
+    if assistant.planner.asks(WriterChoice.embedded):
+        names.append(assistant.planner.lm)
+    if assistant.planner.encoder is EncoderChoice.sentence:
+        names.append(assistant.planner.encoder_model)
+    return any(not name.startswith("embedded/") and not Path(name).is_dir() for name in names)
+
+
+def settle_workers(config: Config) -> Config:
+    """``workers=0`` is as many as this machine has cores, at most 4, and 1 where models share a GPU."""
+    return replace(config, workers=choose_workers(list_models(config))) if config.workers == 0 else config
 
 
 def run_flow(flow_function: "Flow[[dict[str, Any]], Any]", *, doc: str) -> None:
@@ -177,7 +190,7 @@ def start_flow(flow_function: "Flow[[dict[str, Any]], Any]", overrides: Sequence
     for name in ("flows", "visloop"):  # whose lines the worker sends to the run's page
         logging.getLogger(name).setLevel(logging.INFO)
     _quiet_logs()
-    config = compose_config(overrides)
+    config = settle_workers(compose_config(overrides))
     set_hub_offline(local=not needs_hub(config))
     return flow_function.fn(to_plain(config))
 
@@ -212,7 +225,7 @@ class _Job:
     def __call__(self, composed: DictConfig) -> Any:
         _quiet_logs()
         try:
-            config = from_plain(_plain_container(composed))
+            config = settle_workers(from_plain(_plain_container(composed)))
             set_hub_offline(local=not needs_hub(config))
             for server in stop_orphaned_servers():
                 _log.warning("stopped process %d, the Prefect server of a flow that was killed", server)

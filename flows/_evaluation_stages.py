@@ -118,6 +118,7 @@ def answer_systems(config: Config, layout: Layout, *, reasoners: Sequence[Reason
             **{f"chains {reasoner.name}": layout.evaluation / reasoner.name for reasoner in accepted},
         },
         config={
+            "chat": config.base,
             "answer": config.answer,
             "sampling": config.rounds.sampling,
             "generate": config.generate,

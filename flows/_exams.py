@@ -60,6 +60,7 @@ class Examination:
     def settings(self) -> Mapping[str, Any]:
         """The part of the configuration that decides what comes out."""
         return {
+            "chat": mount_model(self.config.base, Path()),
             "assess": self.config.assess,
             "answer": self.config.answer.reason_sampling,
             "sampling": self.config.rounds.sampling,

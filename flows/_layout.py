@@ -25,7 +25,7 @@ class Layout:
 
     @classmethod
     def from_config(cls, config: Config) -> "Layout":
-        return cls(Path(config.paths.data), config.data.name, config.paths.rounds, config.assistant.tasks.name, config.paths.cycles)
+        return cls(Path(config.paths.data), config.data.name, config.paths.rounds, config.assistant.tasks.name.value, config.paths.cycles)
 
     @property
     def raw(self) -> Path:
@@ -92,6 +92,11 @@ class Layout:
         return self.root / self.cycles / "undone"
 
     @property
+    def exports(self) -> Path:
+        """What was written for others to learn from."""
+        return self.root / _part_line("exports", self.cycles, DEFAULT_CYCLES)
+
+    @property
     def ablations(self) -> Path:
         return self.assistant / "ablations"
 
@@ -122,6 +127,10 @@ class Layout:
     @property
     def evaluation(self) -> Path:
         return self.root / _part_line("evaluation", self.rounds, DEFAULT_ROUNDS)
+
+    def benchmark(self, name: str) -> Path:
+        """A public benchmark's questions, answers and scores."""
+        return self.root / _part_line("benchmarks", self.rounds, DEFAULT_ROUNDS) / name
 
     @property
     def reports(self) -> Path:

@@ -106,6 +106,7 @@ def train_round(config: Config, layout: Layout, *, number: int, model: Path) -> 
             seed=config.seed,
             image_root=layout.root,
             reference=reference,
+            max_image_pixels=config.base.max_image_pixels,
             on_log=StageProgress(f"round {number} dpo").follow_epochs(config.dpo.num_train_epochs),
         )
         health = TrainingHealth(
@@ -123,7 +124,7 @@ def train_round(config: Config, layout: Layout, *, number: int, model: Path) -> 
         f"round {number} dpo",
         folder=folder / "model",
         inputs={"pairs": folder / "pairs", "policy": model, **({"reference": reference} if reference else {})},
-        config={"dpo": config.dpo, "seed": config.seed},
+        config={"dpo": config.dpo, "max_image_pixels": config.base.max_image_pixels, "seed": config.seed},
         code=["visloop.training.dpo"],
         work=work,
         resumable=True,

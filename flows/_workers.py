@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import cpu_count, get_reusable_executor
 
 from visloop.config import Backend, ChatConfig
 from visloop.errors import ConfigError, VisloopError
@@ -26,6 +26,9 @@ Result = TypeVar("Result")
 
 PART_SIZE = 128
 """Items of one part of a stage, the size of the embedded chat's batch. Fixed: what is computed together must not depend on ``workers``."""
+
+MOST_WORKERS = 4
+"""Processes that are started unasked: each takes memory for a copy of the models."""
 
 _IDLE_SECONDS = 600
 """How long a process without work stays: starting one costs more than ten seconds of imports, keeping one nothing but its memory."""
@@ -141,12 +144,23 @@ def check_workers(workers: int, models: Sequence[ChatConfig]) -> None:
         ConfigError: fewer than 1 process, or several that would share one GPU.
     """
     if workers < 1:
-        raise ConfigError(f"workers={workers}: at least 1 process is needed")
-    if workers > 1 and any(model.backend is Backend.transformers and model.device != "cpu" for model in models):
-        from torch.cuda import is_available
+        raise ConfigError(f"workers={workers}: at least 1 process is needed; on the command line 0 chooses for this machine")
+    if workers > 1 and _share_gpu(models):
+        raise ConfigError(f"workers={workers}: processes do not share a GPU; workers=1 batches on it, or set the models' device to cpu")
 
-        if is_available():
-            raise ConfigError(f"workers={workers}: processes do not share a GPU; workers=1 batches on it, or set the models' device to cpu")
+
+def choose_workers(models: Sequence[ChatConfig]) -> int:
+    """As many processes as there are cores, at most 4; 1 where they would share a GPU."""
+    return 1 if _share_gpu(models) else min(cpu_count(), MOST_WORKERS)
+
+
+def _share_gpu(models: Sequence[ChatConfig]) -> bool:
+    """Whether processes that all open these models would meet on a GPU."""
+    if all(model.backend is not Backend.transformers or model.device == "cpu" for model in models):
+        return False
+    from torch.cuda import is_available
+
+    return bool(is_available())
 
 
 def _call(function: Callable[[Item], Result], item: Item, resources: Sequence[Lazy[Any]]) -> tuple[Result, dict[str, int]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows._assistant_report import REPORT_NAME, make_assistant_report, publish_assistant_report
+from flows._assistant_report import REPORT_NAME, build_system_tables, make_assistant_report, publish_assistant_report
 from flows._assistant_stages import examine_pools, play_cycle
 from flows._assistant_systems import System, list_ablations, list_curve, list_frozen
 from flows._cycle_history import hold_cycles
@@ -16,7 +16,7 @@ from flows._summary import open_console, show_tables
 from flows._tracking import TrackedRun
 from flows.reflect_learn import judge_cycle, prepare_tasks, print_cycles, teach
 from visloop.evaluation.report import read_report
-from visloop.evaluation.tables import build_families_table, build_paired_table, build_systems_table
+from visloop.evaluation.tables import build_families_table, build_paired_table
 
 
 @flow(name="clova")
@@ -43,7 +43,7 @@ def clova(values: dict[str, Any]) -> float | None:
             run.log_plot(picture)
         tables = (
             build_families_table(report.rows, title="Kinds of tasks"),
-            build_systems_table(report.rows, title="The assistant on held-out tasks"),
+            *build_system_tables(report.rows),
             build_paired_table(report.paired),
         )
         show_tables(tables)

@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows._assistant_stages import draw_collection, draw_tasks, find_next_cycle, play_cycle, start_pools
 from flows._checks import run_assistant_gate
-from flows._cycle_history import hold_cycles
+from flows._cycle_history import check_cycle_files, hold_cycles
 from flows._cycle_runs import find_cycle_runs, log_cycle
 from flows._entry import from_plain, run_flow
 from flows._layout import DEFAULT_CYCLES, Layout
@@ -72,7 +72,7 @@ def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
     run.log_stage(draw_tasks(config, layout))
     run_assistant_gate("tasks", suite="tasks", records=layout.tasks, config=config, layout=layout, tasks=layout.tasks)
     run.log_stage(draw_collection(config, layout))
-    run.log_stage(start_pools(layout))
+    run.log_stage(start_pools(config, layout))
     enter_pools(layout, run, 0)
 
 
@@ -87,7 +87,12 @@ def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
 
 
 def settle_cycle(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
-    """What a call that was killed, or stopped by a gate, left open behind a finished cycle: the next one starts only from a good one."""
+    """What a call that was killed, or stopped by a gate, left open behind a finished cycle: the next one starts only from a good one.
+
+    Raises:
+        DataError: a file of the cycle is not as it was written; its gates, which know it by its manifest, would be passed over.
+    """
+    check_cycle_files(layout, number)
     check_cycle(config, layout, number)
     if not find_cycle_runs(layout, run, number):
         with run.open_child(f"cycle {number}", step=number) as child:

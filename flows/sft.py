@@ -77,6 +77,7 @@ def train_agent(
             settings=settings,
             seed=config.seed,
             image_root=layout.root,
+            max_image_pixels=config.base.max_image_pixels,
             on_log=StageProgress(f"sft {name}").follow_epochs(settings.num_train_epochs),
         )
         write_json(place / "training.json", {"history": report.history, "steps": report.steps, "examples": report.examples})
@@ -86,7 +87,12 @@ def train_agent(
         f"sft {name}",
         folder=folder or layout.model(name),
         inputs={"examples": source, **chat_inputs("base", config.base)},
-        config={"settings": settings, "base": config.base.model, "seed": config.seed},
+        config={
+            "settings": settings,
+            "base": config.base.model,
+            "max_image_pixels": config.base.max_image_pixels,
+            "seed": config.seed,
+        },
         code=["visloop.training.sft"],
         work=work,
         resumable=True,

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from tests.chaos.comparison import list_differences, list_leftovers, read_history, read_metrics, read_outputs
 from tests.chaos.installation import OPEN_STATES, ROOT, ChaosError, Installation, kill
+from tests.fixtures.installations import list_processes
 
 FLOWS = ("pipeline", "clova")
 SIZE = (
@@ -166,7 +167,7 @@ class Run:
             if not entry["auto_scheduled"]:
                 outcome.prefect[entry["state_name"]] = outcome.prefect.get(entry["state_name"], 0) + 1
         self.place.operate("stop")
-        outcome.problems += [f"process {item.pid} is left: {' '.join(item.cmdline()[:6])}" for item in self.place.list_processes()]
+        outcome.problems += [f"process {item.pid} is left: {' '.join(item.cmdline()[:6])}" for item in list_processes(self.place.home)]
         data = self.place.folder / "data"
         outcome.problems += [f"left on disk: data/{name}" for name in list_leftovers(data)]
         history = read_history(self.place.folder / "mlruns")
@@ -191,7 +192,7 @@ def main() -> int:
         report = run_all(home, places, kills=chosen.kills, seed=chosen.seed, console=console)
     finally:
         for place in places:
-            kill(place.list_processes())
+            kill(list_processes(place.home))
         if chosen.keep:
             console.print(f"kept: {home}")
         else:

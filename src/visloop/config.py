@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from visloop.config_assistant import AssistantConfig
+from visloop.config_ranges import check_assistant
 
 
 class Backend(Enum):
@@ -280,10 +281,8 @@ class RoundsConfig:
 
 @dataclass
 class AnswerConfig:
-    """Two-agent inference: chain budget, summary budget, and how several chains are combined."""
+    """How answers are decoded: the reasoner's chain, the summary agent's answer, and answers without a chain."""
 
-    chains: int = 1
-    combine: Combine = Combine.summary
     reason_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=128))
     summary_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=16))
     direct_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=16))
@@ -304,6 +303,23 @@ class EvaluationConfig:
 
 
 @dataclass
+class BenchmarksConfig:
+    """Public benchmarks. ``files``: the folder of each one's official files, empty for one that is not asked. ``systems``: rows of the
+    evaluation's table; ``two agents`` is the last accepted reasoner with the summarizer."""
+
+    files: dict[str, str] = field(
+        default_factory=lambda: dict.fromkeys(
+            (
+                *("mmmu", "mmmu_pro_standard", "mmmu_pro_vision", "mmbench", "mme", "chartqa"),
+                *("mathvista", "mmstar", "textvqa", "docvqa", "ocrbench", "ai2d"),
+            ),
+            "",
+        )
+    )
+    systems: list[str] = field(default_factory=lambda: ["base direct", "direct SFT", "two agents"])
+
+
+@dataclass
 class PromotionConfig:
     """When a version becomes the champion, and whether people are answered by it. ``metric`` of the held-out predictions must rise by more
     than ``min_gain`` (in its own unit: 0.01 is one point of an accuracy) at the confidence of the evaluation."""
@@ -315,7 +331,12 @@ class PromotionConfig:
 
 @dataclass
 class Config:
-    """Everything one flow run knows. ``workers``: processes that share the shards of a stage; they never change what comes out."""
+    """Everything one flow run knows. ``workers``: processes that share the shards of a stage (0: the command line
+    chooses); they never change what comes out.
+
+    Raises:
+        ConfigError: a number of the assistant's is out of its range.
+    """
 
     seed: int = 0
     workers: int = 1
@@ -334,6 +355,10 @@ class Config:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
     llm: ChatConfig = field(default_factory=lambda: ChatConfig(backend=Backend.openai, model="llm"))
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
+
+    def __post_init__(self) -> None:
+        check_assistant(self.assistant)

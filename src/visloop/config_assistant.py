@@ -1,4 +1,4 @@
-"""The typed schema of the assistant's values (CLOVA): tools, planner, reflection, learning, tasks. Part of ``visloop.config``.
+"""The typed schema of the assistant's values (CLOVA): tools, planner, reflection, learning, providers, tasks. Part of ``visloop.config``.
 
 Numbers here are neutral starts; the papers' numbers and the embedded default's are in ``conf/`` with their source.
 """
@@ -6,6 +6,7 @@ Numbers here are neutral starts; the papers' numbers and the embedded default's 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from visloop.config_providers import NegativeSource, ProvidersConfig
 from visloop.errors import ConfigError
 
 
@@ -159,8 +160,8 @@ class PaintConfig:
 class ToolsConfig:
     """The toolbox: a backend per tool. ``plugins`` are modules that register further tools (``package.module``).
 
-    ``tuning`` holds for every learnable tool that ``tunings`` does not name. ``categories`` are the words that a segmenter without
-    classes of its own (clipseg) looks for."""
+    ``tuning`` holds for every learnable tool that ``tunings`` names neither by itself nor by its owner (``visloop.tools.tunings``).
+    ``categories`` are the words that a segmenter without classes of its own (clipseg) looks for."""
 
     loc: RegionBackend = RegionBackend.proposals
     seg: RegionBackend = RegionBackend.proposals
@@ -183,8 +184,19 @@ class ToolsConfig:
     plugins: list[str] = field(default_factory=list)
 
     def find_tuning(self, tool: str) -> PromptTuning:
-        """How a tool's prompts are tuned: its own settings, or those of all."""
+        """The settings under exactly this name, or those of all; where tools share prompts, ``visloop.tools.tunings`` says what holds."""
         return self.tunings.get(tool, self.tuning)
+
+    def list_models(self) -> dict[str, VisionConfig]:
+        """The vision models that the chosen backends ask for, by role."""
+        used = {
+            "clip": True,
+            "detector": self.loc is RegionBackend.owlvit,
+            "segmenter": self.seg in (RegionBackend.maskformer, RegionBackend.clipseg),
+            "answerer": self.vqa is VqaBackend.blip,
+            "painter": self.replace is ReplaceBackend.diffusion,
+        }
+        return {role: getattr(self, role) for role, mounted in used.items() if mounted}
 
 
 @dataclass
@@ -194,7 +206,7 @@ class PlannerConfig:
     ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program; ``min_lm_confidence``: from which
     probability on that of an LM that gives one, where slot filling is unsure. ``temperature``, ``top_p`` and ``max_new_tokens`` are
     the LLM's. ``scorer``: the folder of a learned scorer, for ``search``. ``lm``: what the writer ``embedded`` is: a shipped name,
-    or a folder."""
+    or a folder. ``seeds``: a file of demonstrations that the pools start with beside the shipped ones (JSON lines; empty: none)."""
 
     choice: PlannerChoice = PlannerChoice.slot_filling
     writer: WriterChoice = WriterChoice.chat
@@ -213,6 +225,7 @@ class PlannerConfig:
     min_confidence: float = 0.7
     min_lm_confidence: float = 0.9
     scorer: str = ""
+    seeds: str = ""
 
     def count_shown(self, kind: str) -> int:
         """How many successes an LLM is shown for tasks of a kind.
@@ -263,10 +276,17 @@ class LearningConfig:
     max_replay_drop: float = 0.02
 
 
+class TaskSource(Enum):
+    """Who draws a run's tasks. ``workshop``: the drawn world, with facts of its own for LIST."""
+
+    workshop = "workshop"
+
+
 @dataclass
 class TasksConfig:
-    """The tasks of a run: which kinds, and how many of each in the stream of instructions with feedback, in the test set, among the base
-    tasks that measure forgetting, and in the replay and held-out sets that a cycle's gate reads.
+    """The tasks of a run: who draws them (``name``, also their folder's), which kinds, and how many of each in the stream of
+    instructions with feedback, in the test set, among the base tasks that measure forgetting, and in the replay and held-out sets that a
+    cycle's gate reads.
 
     ``only`` plays one cycle; None: the next one. ``back_to`` is the last cycle that a rollback keeps. ``tag``: name each cycle's
     version by a git tag where DVC records it. ``batch`` tasks are run side by side before any is learned from (None: a whole cycle).
@@ -287,7 +307,7 @@ class TasksConfig:
     ablations: list[str] = field(default_factory=list)
     novel_share: float = 0.5
     new_wording_share: float = 0.3
-    name: str = "workshop"
+    name: TaskSource = TaskSource.workshop
 
 
 @dataclass
@@ -298,4 +318,14 @@ class AssistantConfig:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
+    providers: ProvidersConfig = field(default_factory=ProvidersConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
+
+    def asks_llm(self) -> bool:
+        """Whether planner, critic, LIST or the search for negatives asks an LLM that is mounted as a chat model."""
+        return (
+            self.planner.asks(WriterChoice.chat)
+            or self.reflection.critic is CriticChoice.llm
+            or self.tools.names is ListBackend.chat
+            or self.providers.negatives.source is NegativeSource.chat
+        )

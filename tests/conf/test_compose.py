@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from flows._assistant_systems import ABLATIONS
 from flows._entry import CONFIG_DIR, compose_config, from_plain, needs_hub, to_plain
-from visloop.config import Combine, Config, Loss, PairStrategy, Scorer
+from visloop.config import Config, Loss, PairStrategy, Scorer
 from visloop.errors import ConfigError
 
 GROUPS = {
     "answer": "answer",
     "assess": "assess",
+    "benchmarks": "benchmarks",
     "data": "data",
     "dpo": "dpo",
     "evaluation": "evaluation",
@@ -27,6 +28,7 @@ GROUPS = {
     "pairs": "pairs@rounds.pairs",
     "planner": "planner@assistant.planner",
     "pool": "pool",
+    "providers": "providers@assistant.providers",
     "reflection": "reflection@assistant.reflection",
     "rounds": "rounds",
     "sets": "sets",
@@ -45,8 +47,8 @@ def _default() -> Config:
 
 
 def test_every_yaml_is_counted() -> None:
-    assert len(OPTIONS) == 50
-    assert len(EXPERIMENTS) == 26
+    assert len(OPTIONS) == 53
+    assert len(EXPERIMENTS) == 24
     assert {path.parent.name for path in OPTIONS} == set(GROUPS)
     assert len(list(CONFIG_DIR.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 1
 
@@ -157,6 +159,24 @@ def test_paper_experiments_hold_the_papers_numbers(name: str, model: str, frozen
         assert training.freeze == (frozen,)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "asked"),
+    [
+        (["tools@assistant.tools=clova_paper"], True),
+        (["tools@assistant.tools=clova_paper", "assistant.tools.loc=proposals"], True),
+        (["assistant.tools.seg=maskformer"], True),
+        (["assistant.planner.encoder=sentence"], True),
+        (["planner@assistant.planner=llm", "model@llm=qwen2_5_vl_7b"], True),
+        (["planner@assistant.planner=llm"], False),
+        (["model@llm=qwen2_5_vl_7b"], False),
+        (["planner@assistant.planner=embedded", "assistant.tools.loc=owlvit"], False),
+        (["planner@assistant.planner=embedded", "assistant.planner.lm=someone/planner"], True),
+    ],
+)
+def test_the_hub_is_needed_where_the_assistant_asks_for_a_model_of_it(overrides: list[str], asked: bool) -> None:
+    assert needs_hub(compose_config(overrides)) is asked
+
+
 def test_named_variants_change_what_they_name() -> None:
     default = compose_config()
     assert compose_config(["experiment=dpo_sigmoid"]).dpo.loss is Loss.sigmoid
@@ -172,12 +192,6 @@ def test_named_variants_change_what_they_name() -> None:
         assert changed == default
     lora = compose_config(["experiment=lora"])
     assert all(training.lora.enabled for training in (lora.sft_reason, lora.sft_summary, lora.dpo))
-    votes = compose_config(["experiment=self_consistency"]).answer
-    assert votes.combine is Combine.self_consistency
-    assert votes.chains > 1
-    assert votes.reason_sampling.temperature > 0, "greedy chains would all be the same"
-    best = compose_config(["experiment=best_of_n"]).answer
-    assert (best.combine, best.chains > 1, best.reason_sampling.temperature > 0) == (Combine.best_of_n, True, True)
 
 
 def test_each_loss_has_an_experiment() -> None:

@@ -12,6 +12,7 @@ _HOME = tempfile.mkdtemp(prefix="visloop-prefect-")
 os.environ["PREFECT_HOME"] = _HOME
 
 from flows._summary import reset_stage_rows  # noqa: E402
+from tests.fixtures.servers import S3Server, serve_s3  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,13 @@ def prefect_harness() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    """An S3 server with one bucket, in a process of its own."""
+    with serve_s3() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

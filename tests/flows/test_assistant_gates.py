@@ -473,6 +473,25 @@ def test_keep_rule_follows_the_ablations(data: Path, tmp_path: Path) -> None:
     assert "validated" not in str(caught.value)
 
 
+def test_prompts_that_tools_share_pass_by_the_settings_of_one_of_them(data: Path, tmp_path: Path) -> None:
+    """Which tool learned a prompt is not in its record, and ablations hold for settings of single tools too."""
+    tasks, prompts = [make_task(data, 0)], [make_prompt(0, validation_accuracy=0.5), *(make_prompt(i, concept="grid") for i in range(2, 6))]
+
+    def look(learning: LearningConfig | None = None, **tunings: PromptTuning) -> GateResult:
+        config = replace(CONFIG, tools=replace(CONFIG.tools, tunings=tunings), learning=learning or LearningConfig())
+        context = AssistantContext.from_tasks(tasks, data=data, config=config, tensors=data / TENSORS_NAME)
+        return check(prompts, "prompts", context, tmp_path)
+
+    with pytest.raises(GateError, match=r"wanted 0\.7"):
+        look()
+    assert look(CLASSIFY=PromptTuning(min_validation=0.5, max_prompts=4)).passed
+    with pytest.raises(GateError, match=r"wanted 0\.6"):
+        look(CLASSIFY=PromptTuning(min_validation=0.6, max_prompts=4), SELECT=PromptTuning(min_validation=1.0))
+    with pytest.raises(GateError, match=r"wanted 0\.9"):
+        look(CLIP=PromptTuning(min_validation=0.9, max_prompts=4))
+    assert look(LearningConfig(validate=False), CLIP=PromptTuning(min_validation=0.9, max_prompts=4)).passed
+
+
 def test_picture_shared_by_splits_is_a_warning(data: Path, context: AssistantContext, tmp_path: Path) -> None:
     held_out = make_task(data, TRAIN)
     tasks = [make_task(data, 0), held_out, make_task(data, 1, images=held_out.images, image_hashes=held_out.image_hashes)]

@@ -55,7 +55,7 @@ def make_history(mlruns: Path, seed: int = 0) -> str:
     from mlflow.entities import AssessmentSource
 
     with open_run("pipeline", Config(paths=PathsConfig(mlruns=str(mlruns)), seed=seed)) as run:
-        run.log_report({"rows": [seed]}, "insight_v")
+        run.client.log_dict(run.run_id, {"rows": [seed]}, "reports/insight_v.json")
         with run.open_child("M_1", step=1) as child:
             child.log_round({"accuracy": 0.5 + seed})
         span = mlflow.start_span_no_context("task", experiment_id=run.experiment_id)
@@ -127,7 +127,7 @@ def test_a_restored_clone_equals_the_project(saved: tuple[Path, Path], tmp_path:
         (trace,) = client.search_traces(locations=[experiment.experiment_id])
         assert [(entry.name, entry.value, entry.rationale) for entry in trace.info.assessments] == [("correct", False, "two")]
         with open_run("pipeline", Config(paths=PathsConfig(mlruns=str(places.mlruns)), seed=1)) as run:  # and it goes on there
-            run.log_report({}, "insight_v")
+            run.client.log_dict(run.run_id, {}, "reports/insight_v.json")
         assert (places.mlruns / "artifacts" / "pipeline" / run.run_id).is_dir() and not root.exists()
     finally:
         away.rename(root)
@@ -222,7 +222,7 @@ def _work(root: Path, started: Any) -> None:
             run_stage(name, folder=root / "data" / name, inputs={}, config={"number": number}, code=["visloop.ids"], work=write)
         with open_run("busy", Config(paths=PathsConfig(mlruns=str(root / "mlruns")), seed=number)) as run:
             run.log_metrics({f"m{key}": float(number) for key in range(50)})
-            run.log_report({"number": number}, "busy")
+            run.client.log_dict(run.run_id, {"number": number}, "reports/busy.json")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from flows._versioning import run_dvc
 from flows.clova import clova
 from flows.reflect_learn import reflect_learn
 from flows.rollback import rollback
+from tests.chaos.comparison import without_seconds
 from tests.fixtures.installations import inherit_environment
 from visloop.config import Config
 from visloop.errors import ConfigError, DataError
@@ -102,12 +103,6 @@ def hash_records(folder: Path) -> dict[str, str]:
     """Every output of a stage; of its records what does not depend on the clock."""
     records = {path.name: [without_seconds(json.loads(line)) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")}
     return {**hash_files(folder), **{name: hash_json(lines) for name, lines in records.items()}, "manifest.json": ""}
-
-
-def without_seconds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_seconds(part) for key, part in value.items() if not key.endswith("seconds")}
-    return [without_seconds(part) for part in value] if isinstance(value, list) else value
 
 
 def read_runs(root: Path, experiment: str) -> list[Any]:

@@ -90,10 +90,6 @@ class Installation:
 
         return SyncPrefectClient(api=f"http://127.0.0.1:{self.port}/api")
 
-    def list_processes(self) -> list[psutil.Process]:
-        """Everything that was started with this installation's home, whoever its parent is now."""
-        return list_processes(self.home)
-
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
@@ -107,13 +103,13 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         yield place
         printed = place.operate("stop")
         assert "worker" in printed and "mlflow" in printed and "server" in printed
-        assert place.list_processes() == [], "no process is left behind"
+        assert list_processes(place.home) == [], "no process is left behind"
         assert not (place.work / "prefect.toml").exists() and not list((place.home / "services").glob("*.json"))
         for port in (place.port, place.ui_port):
             with socket.socket() as probe:
                 assert probe.connect_ex(("127.0.0.1", port)) != 0, "nobody listens any more"
     finally:
-        for process in place.list_processes():
+        for process in list_processes(place.home):
             process.kill()
 
 
@@ -163,7 +159,7 @@ def _add_schedule(place: Installation, deployment: str, *, seconds: float, overr
 
 
 def test_the_servers_listen_on_this_machine_only(installation: Installation) -> None:
-    family = {process.pid for process in installation.list_processes()}
+    family = {process.pid for process in list_processes(installation.home)}
     listening = {item.laddr for item in psutil.net_connections(kind="tcp") if item.status == psutil.CONN_LISTEN and item.pid in family}
     assert {address.ip for address in listening} == {"127.0.0.1"}
     assert {installation.port, installation.ui_port} <= {address.port for address in listening}

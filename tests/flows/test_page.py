@@ -105,7 +105,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Config:
     layout = Layout.from_config(config)
     for stage in (draw_tasks, draw_collection, make_dataset):
         stage(config, layout)
-    start_pools(layout)
+    start_pools(config, layout)
     return config
 
 

@@ -2,22 +2,15 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flows._versioning import FLOW_STAGES, add_folders, push_outs, record_outs, run_dvc
-from tests.fixtures.servers import S3_KEYS, S3Server, serve_s3
+from flows._versioning import FLOW_STAGES, add_folders, record_outs, run_dvc
+from tests.fixtures.servers import S3_KEYS, S3Server
 from tests.fixtures.small_project import git, make_project, read_index
 from visloop.errors import DataError
 from visloop.ids import hash_tree
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with serve_s3() as server:
-        yield server
 
 
 def point_at(server: S3Server, root: Path, *, bucket: str) -> None:
@@ -38,9 +31,9 @@ def test_a_clone_pulls_from_s3_what_was_pushed(s3: S3Server, tmp_path: Path, mon
     add_folders([feedback], data=root / "data")
     point_at(s3, root, bucket="no-such-bucket")
     with pytest.raises(DataError, match=r"`dvc push` failed in .*bucket does not exist"):
-        push_outs(root=root)
+        run_dvc("push", root=root)
     point_at(s3, root, bucket=s3.bucket)
-    push_outs(root=root)
+    run_dvc("push", root=root)
     assert len(s3.list_keys("visloop/files/md5/")) > len(read_index(root)[0])
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "data")

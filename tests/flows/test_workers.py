@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from flows._environment import PROJECT_ROOT
 from flows._stage import Shard, make_shards, run_sharded_stage
-from flows._workers import PART_SIZE, Jobs, Lazy, check_workers, cut_parts
+from flows._workers import PART_SIZE, Jobs, Lazy, check_workers, choose_workers, cut_parts
 from visloop.config import Backend, ChatConfig
 from visloop.errors import ConfigError, DataError, VisloopError
 from visloop.prompts.render import PromptSet
@@ -158,6 +159,11 @@ def test_a_number_of_workers_that_cannot_be_is_refused(monkeypatch):
         check_workers(2, [served, local])
     check_workers(2, [served])
     check_workers(1, [local])
+    on_cpu = replace(local, device="cpu")
+    assert (choose_workers([served, local]), choose_workers([served, on_cpu])) == (1, choose_workers([served]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("flows._workers.cpu_count", lambda: 64)
+    assert choose_workers([local]) == 4
 
 
 def test_a_lazy_travels_without_its_instance():

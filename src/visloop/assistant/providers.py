@@ -195,6 +195,11 @@ class ImageSearchProvider:
         self._share = validation_share
         self.report = SearchReport()
 
+    @property
+    def skipped(self) -> list[Skip]:
+        """The pictures that were refused, with their reasons."""
+        return self.report.refused
+
     def collect(self, concept: str, *, tool: str, positives: int, negatives: int, seed: int) -> list[Instance]:
         """Pictures of the concept first in the source's order. A picture that is found for two concepts counts for the first only.
 

@@ -119,7 +119,7 @@ class ClipExam:
     """
 
     def __init__(self, folder: Path, *, crops: int, seed: int, report: Report, tuning: PromptTuning | None = None) -> None:
-        config = ToolsConfig(clip=VisionConfig(model=str(folder), threshold=0.5, batch_size=256), tuning=tuning or EXAM_TUNING)
+        config = ToolsConfig(clip=VisionConfig(model=str(folder), threshold=0.5), tuning=tuning or EXAM_TUNING)
         self.engine = load_engine(config)
         self.crops, self.seed, self.report = crops, seed, report
 

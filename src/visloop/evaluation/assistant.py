@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from visloop.answers import compare_answers, normalize_answer, read_boolean, read_number
 from visloop.errors import DataError
-from visloop.evaluation.edit_scores import PASS, CheckCrop, EditScore, score_edit
+from visloop.evaluation.edit_scores import PASS, CheckCrop, EditScore, check_objects, score_edit
 from visloop.ids import make_id
 from visloop.records.assistant import Feedback, LabelledBox, Task, TaskTruth, Trace
 from visloop.records.reasoning import Prediction
@@ -110,19 +110,6 @@ def measure_tags(matches: Iterable[TagMatch]) -> dict[str, float]:
     return figures
 
 
-def read_match(score: TaskScore) -> TagMatch:
-    """The counts of a tagging task's score.
-
-    Raises:
-        DataError: the score of another kind of task.
-    """
-    names = ("right", "located", "given", "wanted")
-    if any(name not in score.metrics for name in names):
-        raise DataError(f"task {score.task_id}: its score counts no tags; only tagging tasks have {names}")
-    right, located, given, wanted = (int(score.metrics[name]) for name in names)
-    return TagMatch(right=right, located=located, given=given, wanted=wanted)
-
-
 def _describe_tags(tags: Sequence[LabelledBox]) -> str:
     shown = [f"{tag.label or 'no name'} at ({', '.join(str(round(value)) for value in tag.box)})" for tag in tags]
     return f"{len(tags)} {'tag' if len(tags) == 1 else 'tags'}" + (": " + "; ".join(shown) if shown else "")
@@ -152,6 +139,15 @@ def _score_edit(trace: Trace, truth: TaskTruth, *, task: Task, data: Path, check
     )
 
 
+def _can_check(truth: TaskTruth, *, data: Path, check: CheckCrop) -> bool:
+    """Whether the check would have said something of a new object. Where none is there it fits none of the words, so that a run without
+    a picture counts in the mean as the others do."""
+    if truth.target is None:
+        return False
+    target = _open_picture(data, truth.target, task_id=truth.task_id)
+    return check_objects(target, truth.region, check=check) is not None
+
+
 def score_task(
     trace: Trace, truth: TaskTruth, *, task: Task, data: Path, check: CheckCrop | None = None, threshold: float = PASS
 ) -> TaskScore:
@@ -159,7 +155,8 @@ def score_task(
 
     Args:
         data: the data folder that picture paths are relative to (read for editing tasks only).
-        check: how well a crop of an edited picture fits words, 0-1; its mean is the metric ``check``, and it decides where no scene does.
+        check: how well a crop of an edited picture fits words, 0-1; its mean is the metric ``check`` (absent where it says nothing, 0
+            where there is no picture), and it decides where no scene does.
         threshold: edit score from which an edit is right.
 
     Raises:
@@ -188,6 +185,8 @@ def score_task(
         metrics |= {"edit_score": score.score, "inside": score.inside, "outside": score.outside} if score else {"edit_score": 0.0}
         if score is not None and score.check is not None:
             metrics["check"] = score.check
+        elif score is None and check is not None and _can_check(truth, data=data, check=check):
+            metrics["check"] = 0.0
         correct = score is not None and score.score >= threshold
         notes += score.notes if score is not None else []
         if finished and score is None:

@@ -22,8 +22,8 @@ from visloop.scenes.world import Scene, WorldSpec
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 ZoneKind = Literal["kept", "changed", "replaced", "hidden"]
-CheckCrop = Callable[[Image.Image, str], float]
-"""(crop of the edited picture, the words of the prompt) -> how well they fit, 0-1: CLIP or a judge."""
+CheckCrop = Callable[[Image.Image, str], float | None]
+"""(crop of the edited picture, the words of the prompt) -> how well they fit, 0-1: CLIP or a judge; None where it cannot say."""
 
 PASS: Final = 0.7
 """Score from which an edit counts as right: two of three words of a new object right (0.67) are not enough."""
@@ -50,7 +50,7 @@ class Zone:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditScore:
     """``score`` is the worst zone's fit, ``inside`` the mean of what had to change, ``outside`` that of what had to stay (1 where
-    there is nothing); ``check`` the mean of the caller's check over the new objects, or None."""
+    there is nothing); ``check`` the mean of the caller's check over the new objects of which it can say something, or None."""
 
     score: float
     inside: float
@@ -194,6 +194,16 @@ def _judge_target(pictures: _Pictures, region: Sequence[LabelledBox], checks: Se
     return zones
 
 
+def _ask_check(picture: Image.Image, region: Sequence[LabelledBox], check: CheckCrop) -> list[float | None]:
+    return [check(_crop(picture, entry.box), entry.label) for entry in region if entry.label != "kept"]
+
+
+def check_objects(picture: Image.Image, region: Sequence[LabelledBox], *, check: CheckCrop) -> float | None:
+    """The mean of a check over the new objects of a picture; None where it says something of none."""
+    known = [value for value in _ask_check(picture, region, check) if value is not None]
+    return float(np.mean(known)) if known else None
+
+
 def score_edit(
     original: Image.Image,
     edited: Image.Image,
@@ -207,15 +217,18 @@ def score_edit(
     """Compare an edited picture with the right one, zone by zone.
 
     With the scene every object and the ground are a zone, and a replaced object is right where its words can be read from it,
-    whatever its size and turn. Without it there are two zones, and new objects are judged by ``check`` (by pixels if there is none).
-    An edited picture of another size is scaled to the original's.
+    whatever its size and turn. Without it there are two zones, and new objects are judged by ``check`` (by pixels if there is none, or if
+    it cannot say something of one). An edited picture of another size is scaled to the original's.
     """
     if edited.size != original.size:
         edited = edited.resize(original.size, Image.Resampling.BILINEAR)
     pictures = _Pictures(*(np.asarray(picture.convert("RGB"), dtype=np.float64) for picture in (original, edited, target)))
-    named = [entry for entry in region if entry.label != "kept"]
-    checks = [float(check(_crop(edited, entry.box), entry.label)) for entry in named] if check is not None else []
-    zones = _judge_scene(pictures, region, scene, spec) if scene is not None else _judge_target(pictures, region, checks)
+    said = _ask_check(edited, region, check) if check is not None else []
+    known = [value for value in said if value is not None]
+    if scene is not None:
+        zones = _judge_scene(pictures, region, scene, spec)
+    else:
+        zones = _judge_target(pictures, region, known if len(known) == len(said) else [])
     inside = [zone.fit for zone in zones if zone.kind != "kept"]
     outside = [zone.fit for zone in zones if zone.kind == "kept"]
     return EditScore(
@@ -223,5 +236,5 @@ def score_edit(
         inside=float(np.mean(inside)) if inside else 1.0,
         outside=float(np.mean(outside)) if outside else 1.0,
         zones=tuple(zones),
-        check=float(np.mean(checks)) if checks else None,
+        check=float(np.mean(known)) if known else None,
     )

@@ -132,8 +132,8 @@ def answer_system(
     if system.kind == "chain":
         return vote_chain_answers(exam.samples, grouped)
     summarizer = _find_model(system, system.summarizer or "", models)
-    config = replace(exam.answer, chains=system.chains, combine=system.combine)
-    return combine_chains(exam.samples, grouped, model=summarizer, config=config, scorer=scorer, **common)
+    sampling = exam.answer.summary_sampling
+    return combine_chains(exam.samples, grouped, model=summarizer, combine=system.combine, sampling=sampling, scorer=scorer, **common)
 
 
 def write_chains(exam: Exam, *, model: ChatModel, count: int = 1, sampled: bool = False) -> list[ReasoningPath]:

@@ -1,13 +1,14 @@
-"""One answer from one or several chains: a single summary, a vote, or the best-scored chain (AnswerConfig.combine)."""
+"""One answer from one or several chains: a single summary, a vote, or the best-scored chain (``Combine``)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from visloop.answers import normalize_answer
 from visloop.chat.base import ChatModel
-from visloop.config import AnswerConfig, Combine
+from visloop.config import Combine, Sampling
 from visloop.errors import ConfigError, DataError
 from visloop.prompts.render import PromptSet
 from visloop.reasoning.agents import join_replies, summarize_chains
@@ -104,7 +105,7 @@ def vote_summaries(
     *,
     model: ChatModel,
     prompts: PromptSet,
-    config: AnswerConfig,
+    sampling: Sampling,
     seed: int,
     image_root: Path,
 ) -> list[AgentAnswer]:
@@ -117,7 +118,7 @@ def vote_summaries(
         {path.id: [path] for _, path in plan},
         model=model,
         prompts=prompts,
-        sampling=config.summary_sampling,
+        sampling=sampling,
         seed=seed,
         image_root=image_root,
     )
@@ -146,15 +147,17 @@ def combine_chains(
     *,
     model: ChatModel,
     prompts: PromptSet,
-    config: AnswerConfig,
+    combine: Combine,
+    sampling: Sampling,
     seed: int,
     image_root: Path,
     scorer: PathScorer | None = None,
 ) -> list[AgentAnswer]:
-    """The two agents' answers, chains combined as ``config.combine`` says.
+    """The two agents' answers, several chains combined as ``combine`` says.
 
     Args:
         model: the summarizer.
+        sampling: the budget of its answers.
         scorer: for ``best_of_n``; it must work without the true answer.
 
     Raises:
@@ -162,17 +165,16 @@ def combine_chains(
         DataError: a sample has no chain.
         ModelError: a backend did not give one reply per request.
     """
-    if config.combine is Combine.self_consistency:
-        return vote_summaries(samples, chains_by_sample, model=model, prompts=prompts, config=config, seed=seed, image_root=image_root)
+    common: dict[str, Any] = {"model": model, "prompts": prompts, "sampling": sampling, "seed": seed, "image_root": image_root}
+    if combine is Combine.self_consistency:
+        return vote_summaries(samples, chains_by_sample, **common)
     chosen: Mapping[str, Sequence[ReasoningPath]] = chains_by_sample
-    if config.combine is Combine.best_of_n:
+    if combine is Combine.best_of_n:
         if scorer is None:
-            raise ConfigError("answer.combine=best_of_n needs a path scorer; mount a judge or choose summary or self_consistency")
+            raise ConfigError("best_of_n needs a path scorer; mount a judge or choose summary or self_consistency")
         best = pick_best_chains(samples, chains_by_sample, scorer=scorer, seed=seed, image_root=image_root)
         chosen = {sample_id: [path] for sample_id, path in best.items()}
-    return summarize_chains(
-        samples, chosen, model=model, prompts=prompts, sampling=config.summary_sampling, seed=seed, image_root=image_root
-    )
+    return summarize_chains(samples, chosen, **common)
 
 
 def _list_chains(sample: Sample, chains_by_sample: Mapping[str, Sequence[ReasoningPath]]) -> Sequence[ReasoningPath]:

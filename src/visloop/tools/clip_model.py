@@ -34,7 +34,7 @@ class ClipEncoder:
         batch_size: pictures or phrases per forward pass.
     """
 
-    def __init__(self, model: CLIPModel, processor: CLIPProcessor, *, batch_size: int = 256, name: str = "clip") -> None:
+    def __init__(self, model: CLIPModel, processor: CLIPProcessor, *, batch_size: int = 64, name: str = "clip") -> None:
         self.model = model.eval().requires_grad_(False)
         self.processor, self.batch_size, self.name = processor, batch_size, name
         self._texts: dict[str, Tensor] = {}

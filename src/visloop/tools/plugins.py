@@ -2,10 +2,12 @@
 
 import importlib
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from visloop.config_assistant import ToolsConfig
@@ -81,6 +83,19 @@ def load_plugins(modules: Sequence[str]) -> dict[str, Plugin]:
             for name, plugin in _plugins.items()
             if plugin.owner in _SESSION or any(_belongs(plugin, module) for module in modules)
         }
+
+
+def find_source(module: str) -> Path | None:
+    """The file of a plugin's module, or the folder of a package: what a change of the plugin changes. None for one that is no file.
+
+    Raises:
+        ConfigError: the module cannot be imported, or registers no tool.
+    """
+    load_plugins([module])
+    file = sys.modules[module].__file__
+    if file is None:
+        return None
+    return Path(file).parent if Path(file).name == "__init__.py" else Path(file)
 
 
 def _belongs(plugin: Plugin, module: str) -> bool:

@@ -69,7 +69,7 @@ def box_of_mask(mask: Mask) -> Box:
     Raises:
         ValueError: no pixel is true.
     """
-    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    left, top, width, height = cv2.boundingRect(np.asarray(mask, dtype=bool).view(np.uint8))
     if not width:
         raise ValueError("an empty mask has no box")
     return Box(left=float(left), top=float(top), right=float(left + width), bottom=float(top + height))
