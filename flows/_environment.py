@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from flows._servers import OWNER, choose_server
+from visloop.memory import keep_freed_memory
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,6 +45,7 @@ DEFAULTS = {
 
 def set_environment() -> None:
     """Switch telemetry off, set the defaults of this project where the user has said nothing, use the standing server if there is one."""
+    keep_freed_memory()
     for name, value in {**TELEMETRY_OFF, **DEFAULTS}.items():
         os.environ.setdefault(name, value)
     os.environ[OWNER] = str(os.getpid())

@@ -16,6 +16,7 @@ from visloop.embedded.recipe import JudgeRecipe, Recipe
 from visloop.embedded.run_base import BaseRun
 from visloop.embedded.run_judge import JudgeRun
 from visloop.errors import ConfigError
+from visloop.memory import keep_freed_memory
 from visloop.prompts.render import PromptSet
 from visloop.scenes.world import DEFAULT_WORLD
 
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; more than one hardly helps models of this size")
     given = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(given.threads)
     train_models(given.out, models=given.models, device=choose_device(given.device), seed=given.seed)
 

@@ -13,6 +13,7 @@ from visloop.embedded.clip import ClipRecipe
 from visloop.embedded.clip_build import ClipSizes
 from visloop.embedded.clip_run import ClipRun
 from visloop.embedded.train import report_line
+from visloop.memory import keep_freed_memory
 
 EXAMINED_SEED = 995_002
 """Seed of the scenes that measure the shipped files; training never uses it."""
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(given.threads)
     run = ClipRun(
         given.out / "clip",

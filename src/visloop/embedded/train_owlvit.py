@@ -20,6 +20,7 @@ from visloop.embedded.owlvit_measure import average_precision, choose_threshold,
 from visloop.embedded.schedule import Report
 from visloop.embedded.train import report_line
 from visloop.errors import ModelError, TrainingError
+from visloop.memory import keep_freed_memory
 from visloop.scenes.workshop import WORKSHOP_BASE
 from visloop.tools.detectors import make_detector
 from visloop.tools.prompt_pool import PromptPool
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(given.threads)
     recipe = OwlRecipe() if given.steps is None else replace(OwlRecipe(), steps=given.steps, least_f1=0.0)
     train_owlvit(given.out, clip=given.clip, recipe=recipe, seed=given.seed, device=given.device, report=report_line)

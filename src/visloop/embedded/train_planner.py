@@ -36,6 +36,7 @@ from visloop.embedded.planner_families import WORDINGS, load_families
 from visloop.embedded.schedule import Report, make_schedule
 from visloop.embedded.train import report_line
 from visloop.errors import TrainingError
+from visloop.memory import keep_freed_memory
 from visloop.scenes.workshop import BASE_VOCABULARY
 from visloop.tools.signatures import SIGNATURES
 
@@ -300,6 +301,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of the second stage, instead of the recipe's; written whatever it reaches")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(given.threads)
     recipe = PlannerRecipe() if given.steps is None else replace(PlannerRecipe(), steps=given.steps, least_known=0.0)
     train_planner(given.out, recipe=recipe, seed=given.seed, report=report_line)
