@@ -4,9 +4,13 @@
 
 Tool faults are the tools' own: gold programs about words that the shipped tools were not trained on, where the result is wrong; every
 step that speaks of such a word is guilty. Program faults are injected into runs that were right (another tool, argument or constant, a
-missing step). ``known`` and ``unseen`` are families with and without seed demonstrations; no critic here is trained, so that the two
-differ by their programs only. ``answers``: the feedback holds the right answer; ``pictures``: editing and tagging, where it does not, so
-that counterfactual re-runs say nothing. Results go to ``benchmarks/results/blame.json``.
+missing step). ``injected``: tool faults put into right runs, the result for another word with the confidence of that: one step is wrong
+and sure of it, as no tool here is of a word that it does not know.
+
+``repairs`` and ``confidence`` are the two kinds of evidence alone; ``global`` and ``local`` weigh both. ``known`` and ``unseen`` are
+families with and without seed demonstrations; no critic here is trained, so that the two differ by their programs only. ``answers``: the
+feedback holds the right answer; ``pictures``: editing and tagging, where it does not, so that counterfactual re-runs say nothing. Results
+go to ``benchmarks/results/blame.json``.
 """
 
 import argparse
@@ -21,7 +25,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from visloop.assistant.blame import BlameCritic
+from visloop.assistant.blame import BlameCritic, BlameLimits
 from visloop.assistant.blame_scores import measure_blame
 from visloop.assistant.cases import Case
 from visloop.assistant.faults import inject_fault
@@ -106,6 +110,23 @@ def make_cases(*, count: int, seed: int, tools: Toolbox, folder: Path) -> list[G
     return cases
 
 
+def make_injected(*, count: int, seed: int, tools: Toolbox, folder: Path) -> list[Guilt]:
+    """Right runs with one result of a tool replaced by a wrong one."""
+    words = tuple(word for group in ("shape", "color", "pattern") for word in BASE_WORDS[group])  # type: ignore[index]
+    cases: list[Guilt] = []
+    for kind in KINDS:
+        known = set(list_families(kind, held_out=False))
+        for execution, truth, trace in run_gold(kind, count=count, seed=seed, novel=False, tools=tools, folder=folder):
+            task = execution.job.task
+            if not score_task(trace, truth, task=task, data=folder).correct:
+                continue
+            faulty = inject_fault(execution, culprit="tool", tools=tools, words=words, answers=ANSWERS, seed=seed)
+            if faulty is not None and faulty.truth.step is not None:
+                group = f"{'known' if task.family in known else 'unseen'} {'answers' if truth.answer is not None else 'pictures'}"
+                cases.append(Guilt(faulty.case, "tool", frozenset({faulty.truth.step}), group))
+    return cases
+
+
 def find_guilty(trace: Trace, concepts: Sequence[str]) -> frozenset[int]:
     """Steps whose line, or whose list of names, speaks of an unknown word; all that follow a list of names for tagging."""
     unknown = set(concepts) - set(ANSWERS)
@@ -117,18 +138,23 @@ def find_guilty(trace: Trace, concepts: Sequence[str]) -> frozenset[int]:
 def list_critics(tools: Toolbox) -> dict[str, Callable[[Sequence[Case]], Sequence[Critique]]]:
     """The critics that need no LLM."""
     critic = BlameCritic()
+    repairs, confidence = BlameCritic(limits=BlameLimits(use_confidence=False)), BlameCritic(limits=BlameLimits(use_repairs=False))
     return {
         "global": lambda cases: critic.criticize(cases, grain="global", tools=tools, seed=0),
         "local": lambda cases: critic.criticize(cases, grain="local", tools=tools, seed=0),
-        "evidence": lambda cases: critic.blame_evidence(cases, tools=tools),
+        "repairs": lambda cases: repairs.blame_evidence(cases, tools=tools),
+        "confidence": lambda cases: confidence.blame_evidence(cases, tools=tools),
     }
 
 
-def score_critic(name: str, blame: Callable[[Sequence[Case]], Sequence[Critique]], cases: Sequence[Guilt]) -> list[dict[str, object]]:
+def score_critic(
+    name: str, blame: Callable[[Sequence[Case]], Sequence[Critique]], cases: Sequence[Guilt], *, faults: str
+) -> list[dict[str, object]]:
     """A row per group of ``measure_blame``'s scores."""
     return [
         {
             "critic": name,
+            "faults": faults,
             "group": group,
             "cases": scores.cases,
             "tool_faults": scores.tool_faults,
@@ -154,7 +180,13 @@ def main() -> None:
     tools = open_toolbox(ToolsConfig(facts=FACTS.as_posix()))
     with tempfile.TemporaryDirectory() as temporary:
         cases = make_cases(count=options.tasks, seed=options.seed, tools=tools, folder=Path(temporary))
-        rows = [row for name, blame in list_critics(tools).items() for row in score_critic(name, blame, cases)]
+        injected = make_injected(count=options.tasks, seed=options.seed, tools=tools, folder=Path(temporary))
+        rows = [
+            row
+            for faults, found in (("own", cases), ("injected", injected))
+            for name, blame in list_critics(tools).items()
+            for row in score_critic(name, blame, found, faults=faults)
+        ]
     result = {
         "benchmark": "blame",
         "tasks_per_kind": options.tasks,
