@@ -41,7 +41,7 @@ from visloop.records.manifest import Manifest
 
 CODE = (
     *("visloop.assistant", "visloop.chat", "visloop.datasets", "visloop.evaluation", "visloop.prompts", "visloop.reasoning"),
-    *("visloop.records", "visloop.scenes", "visloop.tools", "visloop.training"),
+    *("visloop.memory", "visloop.records", "visloop.scenes", "visloop.tools", "visloop.training"),
 )
 """Packages whose code (and all that they import) enters a run's key: all of the project but ``visloop.embedded``, which builds the shipped
 weights and which no flow calls."""

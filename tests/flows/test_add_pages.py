@@ -108,7 +108,7 @@ def test_the_report_of_the_page_is_one_and_is_read_as_shown(place: Path, capsys:
     report = json.loads(example)
     report["rows"] += [{**report["rows"][0], "name": name, "metric": "sampled_accuracy"} for name in ("M_0", "M_3")]
     path.write_text(json.dumps(report))
-    assert read_report(path).paired[0].difference == 4.5
+    assert read_report(path).paired[0].difference == 0.07
     (place / "show.py").write_text(snippet)
     runpy.run_path(str(place / "show.py"))
-    assert capsys.readouterr().out == "M_3 - M_0, sampled_accuracy: +4.5 [+2.6, +6.4] *\n"
+    assert capsys.readouterr().out == "M_3 - M_0, sampled_accuracy: +7.0 [+5.2, +8.9] *\n"

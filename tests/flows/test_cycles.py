@@ -126,7 +126,7 @@ def project(prefect_harness: None, small_collection: None, tmp_path_factory: pyt
     """Two cycles by ``reflect_learn``, then the rest and the table by ``clova``."""
     root = tmp_path_factory.mktemp("cycles")
     ignored = shutil.ignore_patterns("tmp", "cache", "config.local", "__pycache__")
-    for name in (".dvc", "conf", "src/visloop"):
+    for name in (".dvc", "conf", "flows", "src/visloop"):
         shutil.copytree(PROJECT_ROOT / name, root / name, ignore=ignored)
     for name in (".dvcignore", ".gitignore", "dvc.yaml"):
         shutil.copy(PROJECT_ROOT / name, root / name)

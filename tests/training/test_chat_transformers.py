@@ -45,7 +45,8 @@ def pictures(world: Path) -> list[Path]:
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, world: Path) -> Path:
-    return save_tiny_vlm(world / request.param, family=request.param)
+    # with seed 0 the replies of LLaVA-NeXT hardly depend on anything, and last bits decide whether they differ
+    return save_tiny_vlm(world / request.param, family=request.param, seed=3 if request.param == "llava_next" else 0)
 
 
 @pytest.fixture(scope="session")
