@@ -89,10 +89,11 @@ def _save(picture: Image.Image, *, folder: Path) -> str:
     return f"{digest}.png"
 
 
-def make_cases(*, count: int, seed: int, tools: Toolbox, folder: Path) -> list[Guilt]:
-    """Failed runs with known guilt."""
+def make_cases(*, count: int, seed: int, tools: Toolbox, folder: Path) -> tuple[list[Guilt], list[Guilt]]:
+    """Failed runs with known guilt; and right runs with one result of a tool replaced by a wrong one."""
     words = tuple(word for group in ("shape", "color", "pattern") for word in BASE_WORDS[group])  # type: ignore[index]
     cases: list[Guilt] = []
+    injected: list[Guilt] = []
     for kind in KINDS:
         known = set(list_families(kind, held_out=False))
         for novel in (True, False):
@@ -103,28 +104,14 @@ def make_cases(*, count: int, seed: int, tools: Toolbox, folder: Path) -> list[G
                 if novel and not score.correct:
                     case = Case(execution=execution, trace=trace, feedback=make_feedback(trace, truth, score=score))
                     cases.append(Guilt(case, "tool", find_guilty(trace, task.concepts), group))
-                elif not novel and score.correct:
-                    faulty = inject_fault(execution, culprit="program", tools=tools, words=words, answers=ANSWERS, seed=seed)
-                    if faulty is not None:
-                        cases.append(Guilt(faulty.case, "program", frozenset(), group))
-    return cases
-
-
-def make_injected(*, count: int, seed: int, tools: Toolbox, folder: Path) -> list[Guilt]:
-    """Right runs with one result of a tool replaced by a wrong one."""
-    words = tuple(word for group in ("shape", "color", "pattern") for word in BASE_WORDS[group])  # type: ignore[index]
-    cases: list[Guilt] = []
-    for kind in KINDS:
-        known = set(list_families(kind, held_out=False))
-        for execution, truth, trace in run_gold(kind, count=count, seed=seed, novel=False, tools=tools, folder=folder):
-            task = execution.job.task
-            if not score_task(trace, truth, task=task, data=folder).correct:
-                continue
-            faulty = inject_fault(execution, culprit="tool", tools=tools, words=words, answers=ANSWERS, seed=seed)
-            if faulty is not None and faulty.truth.step is not None:
-                group = f"{'known' if task.family in known else 'unseen'} {'answers' if truth.answer is not None else 'pictures'}"
-                cases.append(Guilt(faulty.case, "tool", frozenset({faulty.truth.step}), group))
-    return cases
+                if novel or not score.correct:
+                    continue
+                inject = partial(inject_fault, execution, tools=tools, words=words, answers=ANSWERS, seed=seed)
+                if (faulty := inject(culprit="program")) is not None:
+                    cases.append(Guilt(faulty.case, "program", frozenset(), group))
+                if (faulty := inject(culprit="tool")) is not None and faulty.truth.step is not None:
+                    injected.append(Guilt(faulty.case, "tool", frozenset({faulty.truth.step}), group))
+    return cases, injected
 
 
 def find_guilty(trace: Trace, concepts: Sequence[str]) -> frozenset[int]:
@@ -179,8 +166,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tools = open_toolbox(ToolsConfig(facts=FACTS.as_posix()))
     with tempfile.TemporaryDirectory() as temporary:
-        cases = make_cases(count=options.tasks, seed=options.seed, tools=tools, folder=Path(temporary))
-        injected = make_injected(count=options.tasks, seed=options.seed, tools=tools, folder=Path(temporary))
+        cases, injected = make_cases(count=options.tasks, seed=options.seed, tools=tools, folder=Path(temporary))
         rows = [
             row
             for faults, found in (("own", cases), ("injected", injected))

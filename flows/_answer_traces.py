@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from flows._database import connect, get_experiment, start_run
+from flows._database import connect, get_experiment
 from flows._entry import to_plain
 from flows._provenance import describe_git
 from flows._traces import TASK_TAG, TRACE_TAG
@@ -29,8 +29,7 @@ def open_page_run(experiment: str, config: Config) -> Iterator[TrackedRun]:
     digest = hash_json(to_plain(config))
     key = make_id(experiment, digest, uuid4())
     tags = {**describe_git(Path.cwd()), "hash.config": digest}
-    found = start_run(client, experiment_id, run_name=experiment, key=key, tags=tags)
-    run = TrackedRun(client, run_id=found.run_id, experiment_id=experiment_id, key=key, origin=found.origin, mlruns=mlruns, labels=tags)
+    run = TrackedRun.start(client, experiment_id, run_name=experiment, key=key, labels=tags, mlruns=mlruns)
     try:
         yield run
     finally:

@@ -80,6 +80,14 @@ class TrackedRun:
         self.step = 0
         self._recorded: dict[tuple[str, int], float] | None = {} if origin == "new" else None
 
+    @classmethod
+    def start(
+        cls, client: PatientClient, experiment_id: str, *, run_name: str, key: str, labels: Mapping[str, str], mlruns: Path
+    ) -> "TrackedRun":
+        """The run with this key: a new one, one that was broken off, or one that is finished; see ``start_run``."""
+        found = start_run(client, experiment_id, run_name=run_name, key=key, tags=labels)
+        return cls(client, run_id=found.run_id, experiment_id=experiment_id, key=key, origin=found.origin, mlruns=mlruns, labels=labels)
+
     def log_metrics(self, values: Mapping[str, float | int | None], *, step: int = 0) -> None:
         """Record numbers at ``step``. None is passed over; a value that is not finite is named in the log and passed over.
 
@@ -184,16 +192,7 @@ class TrackedRun:
         """The nested run of one round (``step``); its key is the parent's key and its name, so it is continued as the parent is."""
         labels = {PARENT_TAG: self.run_id, "round": str(step), **(tags or {})}
         key = make_id(self.key, run_name, step)
-        found = start_run(self.client, self.experiment_id, run_name=run_name, key=key, tags=labels)
-        child = TrackedRun(
-            self.client,
-            run_id=found.run_id,
-            experiment_id=self.experiment_id,
-            key=key,
-            origin=found.origin,
-            mlruns=self.mlruns,
-            labels=labels,
-        )
+        child = TrackedRun.start(self.client, self.experiment_id, run_name=run_name, key=key, labels=labels, mlruns=self.mlruns)
         child.parent, child.step = self, step
         with _closing(child):
             yield child
@@ -274,8 +273,7 @@ def open_run(
     if flow_run is not None:
         labels["prefect.flow_run_id"] = str(flow_run.id)
     name = run_name or (flow_run.name if flow_run is not None else experiment)
-    found = start_run(client, experiment_id, run_name=name, key=key, tags=labels)
-    run = TrackedRun(client, run_id=found.run_id, experiment_id=experiment_id, key=key, origin=found.origin, mlruns=mlruns, labels=labels)
+    run = TrackedRun.start(client, experiment_id, run_name=name, key=key, labels=labels, mlruns=mlruns)
     outer = _active.set(run)
     try:
         with _closing(run):

@@ -183,10 +183,6 @@ class ToolsConfig:
     paint: PaintConfig = field(default_factory=PaintConfig)
     plugins: list[str] = field(default_factory=list)
 
-    def find_tuning(self, tool: str) -> PromptTuning:
-        """The settings under exactly this name, or those of all; where tools share prompts, ``visloop.tools.tunings`` says what holds."""
-        return self.tunings.get(tool, self.tuning)
-
     def list_models(self) -> dict[str, VisionConfig]:
         """The vision models that the chosen backends ask for, by role."""
         used = {

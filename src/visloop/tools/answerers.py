@@ -20,6 +20,7 @@ from visloop.tools.mounted import Mounted, mount_model, open_picture, split_batc
 from visloop.tools.prompt_pool import ANCHORS, QUESTION_STATES, Floats, LearnedPrompt, PromptPool
 from visloop.tools.prompted import blend_prompts, find_share, optimize_prompt, start_prompt, to_numpy
 from visloop.tools.signatures import SIGNATURES
+from visloop.tools.tunings import choose_tuning
 from visloop.tools.validated_tuning import Learned, Pictures, split_concepts, tune_prompts
 
 _LONGEST: Final = 10
@@ -75,7 +76,7 @@ class BlipAnswerer:
     def __init__(self, mounted: Mounted, *, config: ToolsConfig, pool: PromptPool, root: Path = Path()) -> None:
         self.mounted, self.config, self.pool, self.root = mounted, config, pool, root
         self.model_name = mounted.name
-        self._tuning = config.find_tuning(self.owner)
+        self._tuning = choose_tuning(config, self.owner)
         self._prompts = tuple(prompt for prompt in pool.prompts if prompt.entry.tool == self.owner)
 
     def with_pool(self, pool: PromptPool) -> "BlipAnswerer":

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from visloop.tools.proposals import CROSS
 from visloop.tools.values import Box, Mask
 
 MARGIN = 0.1
@@ -36,7 +37,7 @@ def cut_crop(pixels: NDArray[np.uint8], box: Box, mask: Mask | None = None) -> I
 
 def _grow_and_fill(mask: Mask) -> Mask:
     """The mask with one more pixel on every side, and without holes."""
-    grown = cv2.dilate(np.asarray(mask, dtype=bool).view(np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
+    grown = cv2.dilate(np.asarray(mask, dtype=bool).view(np.uint8), CROSS)
     outside = cv2.copyMakeBorder(grown, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     cv2.floodFill(outside, None, (0, 0), 2)
     return outside[1:-1, 1:-1] != 2

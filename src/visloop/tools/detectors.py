@@ -19,6 +19,7 @@ from visloop.tools.mounted import Mounted, mount_model, open_picture, split_batc
 from visloop.tools.prompt_pool import Floats, LearnedPrompt, PromptPool
 from visloop.tools.prompted import attach_tokens, mix_prompts, optimize_prompt, start_prompt, to_numpy
 from visloop.tools.signatures import SIGNATURES
+from visloop.tools.tunings import choose_tuning
 from visloop.tools.validated_tuning import Learned, Pictures, find_asked, split_concepts, tune_prompts
 from visloop.tools.values import Box, Boxes, overlap_ratio
 
@@ -94,7 +95,7 @@ class Detector:
     def __init__(self, mounted: Mounted, *, config: ToolsConfig, pool: PromptPool, root: Path = Path()) -> None:
         self.mounted, self.config, self.pool, self.root = mounted, config, pool, root
         self.model_name = mounted.name
-        self._tuning = config.find_tuning(self.owner)
+        self._tuning = choose_tuning(config, self.owner)
         model = mounted.model
         self._square = model.config.model_type == "owlv2"  # it pads pictures to a square; OWL-ViT stretches them
         self._base = getattr(model, model.config.model_type)

@@ -15,6 +15,7 @@ from visloop.config_assistant import SegmentKind, ToolsConfig
 from visloop.errors import ConfigError, ModelError
 from visloop.tools.mounted import Mounted
 from visloop.tools.prompted import attach_keys, attach_memory, start_prompt
+from visloop.tools.tunings import choose_tuning
 from visloop.tools.values import Box, Mask, Objects, VisualObject
 
 SMALLEST = 4
@@ -85,7 +86,7 @@ class QueryMasks:
         self.mounted, self._kind, self._threshold = mounted, config.segments, config.segmenter.threshold
         model = mounted.model
         self.backend = model.config.model_type
-        self.tokens = config.find_tuning("SEG").tokens
+        self.tokens = choose_tuning(config, "SEG").tokens
         if self.backend == "maskformer":
             self.placement, self.width = "decoder_memory", model.config.decoder_config.hidden_size
         else:

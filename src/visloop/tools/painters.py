@@ -19,6 +19,7 @@ from visloop.tools.mounted import Mounted, mount_model, open_picture, split_batc
 from visloop.tools.prompt_pool import PromptPool
 from visloop.tools.prompted import attach_word, optimize_prompt, to_numpy
 from visloop.tools.signatures import SIGNATURES
+from visloop.tools.tunings import choose_tuning
 from visloop.tools.validated_tuning import Learned, Pictures, split_concepts, tune_prompts
 from visloop.tools.values import VisualObject
 
@@ -70,7 +71,7 @@ class Painter:
     def __init__(self, mounted: Mounted, *, config: ToolsConfig, pool: PromptPool, root: Path = Path()) -> None:
         self.mounted, self.config, self.pool, self.root = mounted, config, pool, root
         self.model_name = mounted.name
-        self._pipeline, self._tuning = mounted.model, config.find_tuning(self.owner)
+        self._pipeline, self._tuning = mounted.model, choose_tuning(config, self.owner)
         self._side = config.paint.size or self._pipeline.unet.config.sample_size * self._pipeline.vae_scale_factor
         if self._side % self._pipeline.vae_scale_factor:
             raise ConfigError(f"tools.paint.size {self._side}: it must be a multiple of {self._pipeline.vae_scale_factor}")

@@ -37,7 +37,8 @@ _Pixels = NDArray[np.uint8]
 _Floats = NDArray[np.float64]
 cv2.setNumThreads(1)  # of the process: labelling starts threads for the smallest picture, which costs a core and gains nothing
 _SQUARE: Final = np.ones((3, 3), dtype=np.uint8)
-_CROSS: Final = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
+CROSS: Final = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
+"""A pixel and the four beside it."""
 
 
 def propose_regions(image: Image.Image, *, least_area: int = 16, most: int = 64) -> list[tuple[Box, Mask]]:
@@ -127,7 +128,7 @@ def _find_parts(pixels: _Pixels, ground: _Floats, noise: float, *, least_area: i
     """Connected parts that differ from the ground, as masks of the whole picture."""
     distance = np.sqrt(_squared_distance(pixels, ground))
     differs = distance > np.clip(_NOISE_FACTOR * noise, *_DISTANCES)
-    inner = cv2.erode(differs.astype(np.uint8), _CROSS).astype(bool)
+    inner = cv2.erode(differs.astype(np.uint8), CROSS).astype(bool)
     contrast = cv2.dilate(np.where(differs, distance, 0.0), _SQUARE)
     differs &= inner | (distance >= _EDGE_SHARE * contrast)
     labels, count = _label(differs, neighbours=8)

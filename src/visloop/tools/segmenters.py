@@ -18,6 +18,7 @@ from visloop.tools.mounted import Mounted, mount_model, open_picture, split_batc
 from visloop.tools.prompt_pool import Floats, LearnedPrompt, PromptPool
 from visloop.tools.prompted import mix_prompts, optimize_prompt, to_numpy
 from visloop.tools.signatures import SIGNATURES
+from visloop.tools.tunings import choose_tuning
 from visloop.tools.validated_tuning import Learned, Pictures, find_asked, split_concepts, tune_prompts
 from visloop.tools.values import Mask, Objects, VisualObject
 
@@ -58,7 +59,7 @@ class Segmenter:
     def __init__(self, mounted: Mounted, model: MaskModel, *, config: ToolsConfig, pool: PromptPool, root: Path = Path()) -> None:
         self.mounted, self.config, self.pool, self.root = mounted, config, pool, root
         self.backend, self.placement, self.model_name = model.backend, model.placement, mounted.name
-        self._model, self._tuning = model, config.find_tuning(self.owner)
+        self._model, self._tuning = model, choose_tuning(config, self.owner)
 
     def with_pool(self, pool: PromptPool) -> "Segmenter":
         """The same segmenter with other prompts."""
