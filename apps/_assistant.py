@@ -8,7 +8,7 @@ from PIL import Image
 
 from apps._pictures import Picture, PictureStore, draw_regions
 from flows._assistant_parts import Workbench
-from flows._assistant_stages import read_pools, read_tasks
+from flows._assistant_stages import read_tasks
 from flows._candidates import find_champion_cycle
 from flows._cycle_history import check_cycle_files
 from flows._layout import Layout, pool_inputs
@@ -16,10 +16,10 @@ from flows._people import find_newest_cycle
 from flows._traces import log_traces
 from flows._tracking import TrackedRun
 from flows._words import PageRun, load_run, save_run
-from visloop.assistant.cycle_state import Pools
 from visloop.assistant.interpreter import ExecutedStep, Execution, Job, run_programs
+from visloop.assistant.pools import Pools, read_pools
 from visloop.assistant.program import TASK_INPUTS
-from visloop.assistant.runs import CycleParts, propose_programs
+from visloop.assistant.runs import CycleParts, propose_programs, teach_planner
 from visloop.assistant.traces import make_trace
 from visloop.config import Config, Serve
 from visloop.errors import ConfigError, DataError
@@ -98,7 +98,7 @@ class AssistantDesk:
     def _run(self, task: Task, *, pools: Pools, cycle: int, uploads: tuple[str, ...]) -> PageRun:
         if self._parts is None:
             self._parts = self._bench.open_parts()
-        parts = self._parts
+        parts = teach_planner(self._parts, pools)
         [proposal] = propose_programs([task], pools=pools, parts=parts)
         job = Job(task, proposal, parts.load_inputs(task))
         [execution] = run_programs([job], tools=parts.tools.with_pool(pools.prompts))

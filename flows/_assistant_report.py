@@ -13,7 +13,7 @@ from flows._round_stages import hash_stage
 from flows._stage import run_stage
 from flows._summary import stage_rows
 from visloop.config import Config
-from visloop.evaluation.metrics import Outcomes, Paired, Row, compare_outcomes, measure_outcomes, read_outcomes
+from visloop.evaluation.metrics import Outcomes, Paired, Row, compare_outcomes, find_consistency, measure_outcomes, read_outcomes
 from visloop.evaluation.plots import plot_curve, plot_families, plot_systems
 from visloop.evaluation.report import Report, read_report, write_report
 from visloop.evaluation.tables import Table, build_systems_table
@@ -77,7 +77,7 @@ def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[S
 
 def list_outcomes(name: str, test: Sequence[Prediction], base: Sequence[Prediction], *, tasks: Mapping[str, Task]) -> list[Outcomes]:
     """What is measured of one row: all test tasks, each kind, novel and known concepts, new wordings, and the base tasks that tell what
-    was forgotten; then the details of tags and edits."""
+    was forgotten; consistency where tasks share their sentences; then the details of tags and edits."""
     parts: dict[str, list[Prediction]] = {"accuracy": list(test)}
     for item in test:
         task = tasks[item.sample_id]
@@ -91,6 +91,8 @@ def list_outcomes(name: str, test: Sequence[Prediction], base: Sequence[Predicti
     for metric, items in parts.items():
         outcomes = read_outcomes(items, name=name)
         found.append(replace(outcomes, metric=metric))
+    if len(test) >= 2 * len({item.group for item in test}):
+        found.append(find_consistency(test, name=name))
     for metric, (kind, key) in DETAILS.items():
         items = [item for item in test if tasks[item.sample_id].kind == kind and key in item.metrics]
         if items:

@@ -15,13 +15,16 @@ from flows._progress import StageProgress
 from flows._records import read_json, write_json
 from flows._stage import run_stage
 from visloop.assistant.cycle import run_cycle
-from visloop.assistant.cycle_state import CycleState, Pools, load_state, save_state
-from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrations, save_demonstrations
-from visloop.assistant.runs import run_tasks
+from visloop.assistant.cycle_state import CycleState, load_state, save_state
+from visloop.assistant.demonstrations import DemonstrationPool
+from visloop.assistant.pools import Pools, read_pools, save_pools
+from visloop.assistant.program import TASK_INPUTS
+from visloop.assistant.runs import run_tasks, teach_planner
 from visloop.assistant.seed_files import add_seed_file
 from visloop.chat.weights import resolve_model
 from visloop.config import Config
-from visloop.config_assistant import AssistantConfig, ListBackend, PlannerChoice, TasksConfig, VqaBackend, WriterChoice
+from visloop.config_assistant import AssistantConfig, ListBackend, PlannerChoice, TasksConfig, TaskSource, VqaBackend, WriterChoice
+from visloop.datasets.nlvr_tasks import read_nlvr_tasks
 from visloop.errors import ConfigError
 from visloop.evaluation.assistant import make_prediction
 from visloop.ids import seed_for
@@ -33,7 +36,6 @@ from visloop.scenes.workshop_collection import export_collection
 from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.scenes.workshop_tasks import list_families, make_tasks
 from visloop.tools.plugins import find_source
-from visloop.tools.prompt_pool import load_pool, save_pool
 
 PARTS: dict[str, Split] = {"stream": "train", "held_out": "validation", "replay": "validation", "test": "test", "base": "test"}
 """The parts of a task set and the split that their scenes are of. The gate of a cycle reads ``held_out`` and ``replay``; ``test`` and
@@ -54,11 +56,17 @@ def draw_tasks(config: Config, layout: Layout) -> Any:
     if unknown or not tasks.kinds:
         raise ConfigError(f"assistant.tasks.kinds: {unknown or 'empty'}; known are {', '.join(get_args(TaskKind))}")
 
+    root = _find_statements(tasks)
+
     def work(place: Path) -> dict[str, float]:
         truths: list[TaskTruth] = []
         counts: dict[str, float] = {}
+        parts = _read_statements(tasks, place=place, layout=layout) if root is not None else {}
         for part in PARTS:
-            drawn = [_draw_part(part, kind, tasks, seed=config.seed, place=place, layout=layout) for kind in tasks.kinds]
+            if root is None:
+                drawn = [_draw_part(part, kind, tasks, seed=config.seed, place=place, layout=layout) for kind in tasks.kinds]
+            else:
+                drawn = [([task for task, _ in parts[part]], [truth for _, truth in parts[part]])]
             # Kinds take turns, as they would in a stream of people's instructions.
             longest = max(len(found) for found, _ in drawn)
             records = [found[index] for index in range(longest) for found, _ in drawn if index < len(found)]
@@ -71,11 +79,33 @@ def draw_tasks(config: Config, layout: Layout) -> Any:
     return run_stage(
         "tasks",
         folder=layout.tasks,
-        inputs={},
+        inputs={} if root is None else {"nlvr": root},
         config={"tasks": _only_data(tasks), "seed": config.seed},
-        code=["visloop.scenes.workshop_tasks"],
+        code=["visloop.scenes.workshop_tasks" if root is None else "visloop.datasets.nlvr_tasks"],
         work=work,
     )
+
+
+def _find_statements(tasks: TasksConfig) -> Path | None:
+    """The folder of the statements that are the tasks; None where they are drawn.
+
+    Raises:
+        ConfigError: it is not named, or other kinds of tasks are asked for.
+    """
+    if tasks.name is TaskSource.workshop:
+        return None
+    if not tasks.root:
+        raise ConfigError("assistant.tasks.root is empty; name the folder with NLVR's dev/ and test/ (data.root=PATH)")
+    if tasks.kinds != ["multi_image"]:
+        raise ConfigError(f"assistant.tasks.kinds: {tasks.kinds}; NLVR's statements are multi_image tasks, use [multi_image]")
+    return Path(tasks.root)
+
+
+def _read_statements(tasks: TasksConfig, *, place: Path, layout: Layout) -> dict[str, list[tuple[Task, TaskTruth]]]:
+    prefix = f"{layout.tasks.relative_to(layout.root).as_posix()}/pictures"
+    counts = {part: getattr(tasks, part) for part in PARTS}
+    first, second, third = TASK_INPUTS["multi_image"]
+    return read_nlvr_tasks(Path(tasks.root), out=place / "pictures", image_prefix=prefix, inputs=(first, second, third), counts=counts)
 
 
 def _draw_part(part: str, kind: Any, tasks: TasksConfig, *, seed: int, place: Path, layout: Layout) -> tuple[list[Task], list[TaskTruth]]:
@@ -97,7 +127,9 @@ def _draw_part(part: str, kind: Any, tasks: TasksConfig, *, seed: int, place: Pa
 
 def _only_data(tasks: TasksConfig) -> dict[str, Any]:
     """The part of the task settings that decides which tasks there are."""
-    return {key: value for key, value in asdict(tasks).items() if key not in ("cycles", "only", "back_to", "tag", "ablations", "batch")}
+    return {
+        key: value for key, value in asdict(tasks).items() if key not in ("root", "cycles", "only", "back_to", "tag", "ablations", "batch")
+    }
 
 
 def draw_collection(config: Config, layout: Layout) -> Any:
@@ -132,17 +164,6 @@ def start_pools(config: Config, layout: Layout) -> Any:
     return run_stage("cycle 0", folder=layout.cycle(0), inputs=inputs, config={}, code=["visloop.scenes.workshop_seeds"], work=work)
 
 
-def save_pools(pools: Pools, folder: Path) -> None:
-    """A snapshot of both pools."""
-    save_demonstrations(pools.demonstrations, folder / "demonstrations")
-    save_pool(pools.prompts, folder / "prompts")
-
-
-def read_pools(folder: Path) -> Pools:
-    """The snapshot in a cycle's folder."""
-    return Pools(demonstrations=load_demonstrations(folder / "demonstrations"), prompts=load_pool(folder / "prompts"))
-
-
 def read_tasks(layout: Layout, part: str) -> list[Task]:
     return read_shard(layout.tasks / f"{part}.jsonl", Task)
 
@@ -172,11 +193,13 @@ def tool_inputs(assistant: AssistantConfig) -> dict[str, Path]:
 
 
 def part_inputs(config: Config, layout: Layout) -> dict[str, Path]:
-    """What a stage that plans and runs programs reads besides tasks and pools: the tools', the scorer of the program search, the LM that
-    writes programs, and the two agents where they answer for VQA."""
+    """What a stage that plans and runs programs reads besides tasks and pools: the tools', the scorer or task pack of the program search,
+    the LM that writes programs, and the two agents where they answer for VQA."""
     planner, inputs = config.assistant.planner, tool_inputs(config.assistant)
     if planner.choice is PlannerChoice.search and planner.scorer:
         inputs["scorer"] = Path(planner.scorer)
+    if planner.choice is PlannerChoice.search and not planner.scorer and Path(planner.pack).is_dir():
+        inputs["pack"] = Path(planner.pack)
     if planner.asks(WriterChoice.embedded) and (source := Path(resolve_model(planner.lm))).is_dir():
         inputs["planner"] = source
     if config.assistant.tools.vqa is VqaBackend.agents:
@@ -240,7 +263,8 @@ def play_cycle(
                 "concepts": result.pools.prompts.list_learned(),
                 "demonstrations": len(result.pools.demonstrations.entries),
                 "prompts": len(result.pools.prompts.prompts),
-                "pools": {"demonstrations": result.pools.demonstrations.hash, "prompts": result.pools.prompts.hash},
+                "judgements": len(result.pools.judgements.entries),
+                "pools": result.pools.list_hashes(),
             },
         )
         gate = {key: value for key, value in asdict(result.gate).items() if isinstance(value, float)}
@@ -277,7 +301,7 @@ def examine_pools(config: Config, layout: Layout, *, name: str, pools: Path, par
     def work(place: Path) -> dict[str, float]:
         bench = Workbench(config, layout, truths=read_task_truths(layout), folder=place, shown=folder.relative_to(layout.root).as_posix())
         snapshot, counts = read_pools(pools), {}
-        parts_of_cycle = bench.open_parts()
+        parts_of_cycle = teach_planner(bench.open_parts(), snapshot)
         for part in parts:
             tasks = read_tasks(layout, part)
             runs = run_tasks(tasks, pools=snapshot, parts=parts_of_cycle, cycle=0)
@@ -287,7 +311,7 @@ def examine_pools(config: Config, layout: Layout, *, name: str, pools: Path, par
             ]
             write_shard(place / f"{part}.jsonl", predictions)
             write_shard(place / f"{part}_traces.jsonl", [run.trace for run in runs])
-            counts[part] = sum(item.correct for item in predictions) / len(predictions)
+            counts[part] = sum(item.correct for item in predictions) / max(len(predictions), 1)
         return counts
 
     return run_stage(

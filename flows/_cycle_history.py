@@ -16,11 +16,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from flows._assistant_stages import read_pools
 from flows._folders import hold_lock
 from flows._layout import Layout
 from flows._people import CYCLE_GATES
 from flows._records import write_json
+from visloop.assistant.pools import read_pools
 from visloop.errors import ConfigError, DataError
 from visloop.records.manifest import check_files, read_manifest
 
@@ -160,12 +160,11 @@ def find_unfinished(layout: Layout) -> Rollback | None:
 
 
 def hash_pools(cycle: Path) -> dict[str, str]:
-    """The hashes of a cycle's two pools; what is wrong with them, where they cannot be read: that may be why a cycle is taken back."""
+    """The hashes of a cycle's pools; what is wrong with them, where they cannot be read: that may be why a cycle is taken back."""
     try:
-        pools = read_pools(cycle)
+        return read_pools(cycle).list_hashes()
     except DataError as error:
         return {"error": str(error)}
-    return {"demonstrations": pools.demonstrations.hash, "prompts": pools.prompts.hash}
 
 
 def _place(layout: Layout, record: Rollback) -> Path:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from visloop.assistant.pools import POOL_NAMES
 from visloop.config import Config
 from visloop.records.manifest import MANIFEST_NAME
 
@@ -144,4 +145,4 @@ def _part_line(name: str, line: str, default: str) -> str:
 
 def pool_inputs(folder: Path) -> dict[str, Path]:
     """What a stage reads of a cycle: the pools alone, whose bytes do not depend on how long anything took, as those of traces do."""
-    return {name: folder / name for name in ("demonstrations", "prompts")}
+    return {name: folder / name for name in POOL_NAMES if name != "judgements" or (folder / name).is_dir()}

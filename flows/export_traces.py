@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows._assistant_stages import read_pools, read_tasks
+from flows._assistant_stages import read_tasks
 from flows._cycle_history import check_cycle_files
 from flows._entry import from_plain, run_flow
 from flows._layout import Layout, pool_inputs
@@ -22,6 +22,7 @@ from flows._stage import run_stage
 from flows._summary import open_console, show_tables
 from visloop.assistant.export import CycleRuns, ExportParts, export_runs
 from visloop.assistant.planner import open_encoder
+from visloop.assistant.pools import read_pools
 from visloop.config import Config
 from visloop.config_assistant import ListBackend, PlannerConfig, ToolsConfig
 from visloop.errors import DataError

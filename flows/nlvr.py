@@ -17,15 +17,15 @@ from flows._records import read_json, write_json
 from flows._run import open_flow_run
 from flows._stage import run_stage
 from flows._summary import open_console, show_tables
+from visloop.assistant.search import make_scorer
 from visloop.assistant.search_scorer import save_scorer
 from visloop.assistant.search_space import load_pack
 from visloop.config import Config
+from visloop.config_assistant import WordsChoice
 from visloop.errors import ConfigError
 from visloop.evaluation.metrics import Row
 from visloop.evaluation.nlvr_search import (
     CurvePoint,
-    Words,
-    make_scorer,
     measure_curve,
     measure_search,
     read_drawn_items,
@@ -40,7 +40,7 @@ from visloop.tools.toolbox import open_toolbox
 REPORT_NAME = "nlvr_search.json"
 SCORERS = "scorers"
 """What was learned with each lexicon, for ``planner.scorer``."""
-LEXICONS: tuple[Words, ...] = ("full", "learned", "reduced", "none")
+LEXICONS = (WordsChoice.full, WordsChoice.learned, WordsChoice.reduced, WordsChoice.none)
 CURVE_SIZES = (10, 25, 50, 100, 249)
 
 
@@ -83,16 +83,18 @@ def measure_planner(config: Config, layout: Layout) -> Any:
         for words in LEXICONS:
             found = measure_search(pack, train, test, words=words, tools=tools, drawn=drawn)
             rows += found.rows
-            errors[words] = {
+            errors[words.value] = {
                 "covered": found.covered,
                 "errors": found.errors,
                 "learned": [asdict(word) for word in found.learned_words],
                 "scorer": found.scorer.hash,
             }
-            save_scorer(found.scorer, place / SCORERS / words)
-        curve = measure_curve(make_scorer(pack, "full", tools=tools), train, test, sizes=CURVE_SIZES)
+            save_scorer(found.scorer, place / SCORERS / words.value)
+        curve = measure_curve(make_scorer(pack, WordsChoice.full, find_tool=tools.find_signature), train, test, sizes=CURVE_SIZES)
         draw_curve(curve, place / "nlvr_curve.png")
-        write_report(place / "report.json", Report(rows=rows, paired=[], hashes={words: errors[words]["scorer"] for words in LEXICONS}))
+        write_report(
+            place / "report.json", Report(rows=rows, paired=[], hashes={words: found["scorer"] for words, found in errors.items()})
+        )
         write_json(place / "errors.json", errors)
         write_json(place / "curve.json", [asdict(point) for point in curve])
         return {row.name: row.value for row in rows if row.metric == "accuracy"}
@@ -101,7 +103,7 @@ def measure_planner(config: Config, layout: Layout) -> Any:
         "nlvr search",
         folder=layout.assistant / "nlvr",
         inputs={"nlvr": root, **tool_inputs(config.assistant)},
-        config={"tools": config.assistant.tools, "lexicons": list(LEXICONS), "sizes": list(CURVE_SIZES)},
+        config={"tools": config.assistant.tools, "lexicons": [words.value for words in LEXICONS], "sizes": list(CURVE_SIZES)},
         code=["visloop.evaluation.nlvr_search", "visloop.tools"],
         work=work,
     )

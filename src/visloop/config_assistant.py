@@ -67,6 +67,17 @@ class WriterChoice(Enum):
     embedded = "embedded"
 
 
+class WordsChoice(Enum):
+    """Which words the program search knows before it has learned any. ``full``: the task pack's lexicon, made by hand. ``reduced``: what
+    the tools themselves give, and words of English that belong to no task. ``learned``: reduced, and what feedback teaches. ``none``:
+    attribute words and numbers; places and relations may be proposed without a word."""
+
+    full = "full"
+    reduced = "reduced"
+    learned = "learned"
+    none = "none"
+
+
 class EncoderChoice(Enum):
     """What embeds instructions for retrieval. ``words``: bags of word pieces, nothing to load; ``sentence``: sentence-transformers."""
 
@@ -201,7 +212,8 @@ class PlannerConfig:
     demonstrations are shown once a pool holds more than so many. ``candidates``: demonstrations that slot filling tries per task;
     ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program; ``min_lm_confidence``: from which
     probability on that of an LM that gives one, where slot filling is unsure. ``temperature``, ``top_p`` and ``max_new_tokens`` are
-    the LLM's. ``scorer``: the folder of a learned scorer, for ``search``. ``lm``: what the writer ``embedded`` is: a shipped name,
+    the LLM's. ``search``: its task pack (a shipped name, or a folder), the ``words`` that it starts with, and in their place ``scorer``,
+    the folder of a learned scorer (empty: it has learned nothing yet). ``lm``: what the writer ``embedded`` is: a shipped name,
     or a folder. ``seeds``: a file of demonstrations that the pools start with beside the shipped ones (JSON lines; empty: none)."""
 
     choice: PlannerChoice = PlannerChoice.slot_filling
@@ -220,6 +232,8 @@ class PlannerConfig:
     candidates: int = 16
     min_confidence: float = 0.7
     min_lm_confidence: float = 0.9
+    pack: str = "nlvr"
+    words: WordsChoice = WordsChoice.full
     scorer: str = ""
     seeds: str = ""
 
@@ -273,16 +287,18 @@ class LearningConfig:
 
 
 class TaskSource(Enum):
-    """Who draws a run's tasks. ``workshop``: the drawn world, with facts of its own for LIST."""
+    """Where a run's tasks come from. ``workshop``: the drawn world, with facts of its own for LIST; ``nlvr``: human statements about three
+    pictures, on disk."""
 
     workshop = "workshop"
+    nlvr = "nlvr"
 
 
 @dataclass
 class TasksConfig:
-    """The tasks of a run: who draws them (``name``, also their folder's), which kinds, and how many of each in the stream of
-    instructions with feedback, in the test set, among the base tasks that measure forgetting, and in the replay and held-out sets that a
-    cycle's gate reads.
+    """The tasks of a run: where they come from (``name``, also their folder's; ``root``: what is on disk), which kinds, and how
+    many of each in the stream of instructions with feedback, in the test set, among the base tasks that measure forgetting, and in the
+    replay and held-out sets that a cycle's gate reads.
 
     ``only`` plays one cycle; None: the next one. ``back_to`` is the last cycle that a rollback keeps. ``tag``: name each cycle's
     version by a git tag where DVC records it. ``batch`` tasks are run side by side before any is learned from (None: a whole cycle).
@@ -304,6 +320,7 @@ class TasksConfig:
     novel_share: float = 0.5
     new_wording_share: float = 0.3
     name: TaskSource = TaskSource.workshop
+    root: str = ""
 
 
 @dataclass

@@ -86,8 +86,8 @@ RANGES: Final[Mapping[type, Mapping[str, Range]]] = {
     },
     NegativesConfig: {**_REPLIES, "confusable": _COUNT},
     TasksConfig: {
-        **dict.fromkeys(("stream", "test", "base", "batch"), _COUNT),
-        **dict.fromkeys(("replay", "held_out", "cycles", "only", "back_to"), _COUNT_OR_NONE),
+        **dict.fromkeys(("stream", "test", "batch"), _COUNT),
+        **dict.fromkeys(("base", "replay", "held_out", "cycles", "only", "back_to"), _COUNT_OR_NONE),
         **dict.fromkeys(("novel_share", "new_wording_share"), _SHARE),
     },
 }

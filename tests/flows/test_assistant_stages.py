@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from flows._assistant_stages import CYCLE_CODE, _learning_config, part_inputs, read_pools, start_pools
+from flows._assistant_stages import CYCLE_CODE, _learning_config, draw_tasks, part_inputs, read_task_truths, read_tasks, start_pools
 from flows._code import hash_code
 from flows._entry import compose_config
 from flows._layout import Layout
-from visloop.errors import DataError
+from tests.unit.test_nlvr import make_line, write_nlvr
+from visloop.assistant.pools import read_pools
+from visloop.errors import ConfigError, DataError
 from visloop.records.shards import write_shard
 from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.tools import plugins
@@ -67,3 +69,24 @@ def test_a_file_of_seeds_stands_behind_the_shipped_ones(tmp_path: Path, monkeypa
     assert [entry.id for entry in read_pools(layout.cycle(0)).demonstrations.entries[-1:]] == ["own"], "the file is an input of the stage"
     with pytest.raises(DataError, match=rf"{file}:1: the program of own cannot be run: .*SEEDED"):
         start_pools(compose_config(overrides[:1]), layout)
+
+
+def test_statements_on_disk_are_a_task_set(tmp_path: Path) -> None:
+    dev = [make_line(f"{sentence}-{picture}") for sentence in range(12) for picture in range(2)]
+    root = write_nlvr(tmp_path / "nlvr", {"dev": dev, "test": [make_line("70-0", label="false")]})
+    options = ["experiment=nlvr_loop", f"data.root={root}", f"paths.data={tmp_path / 'data'}"]
+    config = compose_config(options)
+    layout = Layout.from_config(config)
+    draw_tasks(config, layout)
+    assert layout.tasks.name == "nlvr" and len(read_tasks(layout, "stream")) + len(read_tasks(layout, "held_out")) == 24
+    [task] = read_tasks(layout, "test")
+    assert read_task_truths(layout)[task.id].answer == "false" and (layout.root / task.images[2]).is_file()
+    for wrong, message in (("assistant.tasks.root=''", "root is empty"), ("assistant.tasks.kinds=[vqa]", r"use \[multi_image\]")):
+        with pytest.raises(ConfigError, match=message):
+            draw_tasks(compose_config([*options, wrong]), layout)
+
+
+def test_a_task_pack_on_disk_is_an_input(tmp_path: Path) -> None:
+    own, shipped = (compose_config(["experiment=nlvr_loop", f"assistant.planner.pack={pack}"]) for pack in (tmp_path, "nlvr"))
+    assert part_inputs(own, Layout(tmp_path, "scenes"))["pack"] == tmp_path
+    assert "pack" not in part_inputs(shipped, Layout(tmp_path, "scenes")), "the shipped ones are code"

@@ -8,7 +8,7 @@ import pytest
 
 from apps._assistant import AssistantDesk
 from apps._pictures import PictureStore
-from flows._assistant_stages import read_pools, save_pools, start_pools
+from flows._assistant_stages import start_pools
 from flows._cycle_history import start_rollback
 from flows._entry import compose_config, to_plain
 from flows._layout import Layout
@@ -18,6 +18,7 @@ from flows._summary import shown_tables, stage_rows
 from flows.export_traces import EXAMPLES_NAME, export_programs, export_traces, find_export
 from flows.reflect_learn import settle_cycle
 from tests.unit.test_program_export import MOONS, STARS, judge, make_trace
+from visloop.assistant.pools import read_pools, save_pools
 from visloop.config import Config
 from visloop.errors import DataError
 from visloop.ids import hash_file

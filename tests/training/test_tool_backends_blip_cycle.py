@@ -11,7 +11,7 @@ from tests.fixtures.scripted_assistant import ScriptedTools, World
 from tests.fixtures.tiny_vision import SIDE, draw_picture, train_blip
 from visloop.assistant.cases import Case
 from visloop.assistant.cycle import CycleResult, run_cycle
-from visloop.assistant.cycle_state import Pools
+from visloop.assistant.pools import Pools
 from visloop.config_assistant import PromptTuning, ToolsConfig, VisionConfig, VqaBackend
 from visloop.ids import make_id
 from visloop.records.assistant import Critique, Proposal, Task

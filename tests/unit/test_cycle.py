@@ -10,7 +10,8 @@ from tests.fixtures.scripted_assistant import NEW_WORDING, WHAT_COLOR, World, ma
 from visloop.assistant.blame import BlameCritic
 from visloop.assistant.cases import Case
 from visloop.assistant.cycle import Cycle, CycleResult, run_cycle
-from visloop.assistant.cycle_state import CycleState, Pools, load_state, open_state, save_state
+from visloop.assistant.cycle_state import CycleState, load_state, open_state, save_state
+from visloop.assistant.pools import Pools
 from visloop.config_assistant import LearningConfig, ReflectionConfig
 from visloop.errors import ConfigError, DataError, ReplyError
 from visloop.ids import make_id

@@ -10,18 +10,19 @@ import pytest
 from PIL import Image
 
 from tests.fixtures.block_pictures import Block, BlockTools, draw_blocks, draw_towers, judge, stack
+from visloop.assistant.search import make_scorer
 from visloop.assistant.search_learning import TrainingSettings, learn
 from visloop.assistant.search_meanings import Atom, Filter, Meaning
 from visloop.assistant.search_perception import look_at_tasks
 from visloop.assistant.search_scenes import Executor
 from visloop.assistant.search_space import load_pack
+from visloop.config_assistant import WordsChoice
 from visloop.datasets.nlvr import BOX_SIDE, BOX_STARTS, PERMUTATIONS
 from visloop.errors import ConfigError, DataError
 from visloop.evaluation.nlvr_search import (
     Item,
     answer_items,
     explain_errors,
-    make_scorer,
     measure_curve,
     measure_search,
     read_drawn_items,
@@ -71,7 +72,7 @@ def test_accuracy_is_told_apart_for_repeated_sentences_and_known_forms(train: li
 
 
 def test_errors_are_of_four_kinds(train: list[Item]) -> None:
-    scorer = learn(make_scorer(PACK, "full", tools=TOOLS), [item.judgement for item in train], settings=QUICK)
+    scorer = learn(make_scorer(PACK, WordsChoice.full), [item.judgement for item in train], settings=QUICK)
     good = make_items("exactly two towers show a blue block", TWO_BLUE, count=8, seed=1)
 
     def kinds(items: Sequence[Item], drawn: Sequence[Item] = ()) -> tuple[float, dict[str, int]]:
@@ -98,13 +99,13 @@ def test_the_curve_takes_whole_sentences_and_rises(train: list[Item]) -> None:
     test = make_items(
         "exactly one towers show a black block", Meaning("boxes", (Atom("count", Filter(words=(("black",),))),), "==", 1), seed=3
     )
-    points = measure_curve(make_scorer(PACK, "full", tools=TOOLS), train, test, sizes=(1, 99), seeds=(0, 1), settings=QUICK)
+    points = measure_curve(make_scorer(PACK, WordsChoice.full), train, test, sizes=(1, 99), seeds=(0, 1), settings=QUICK)
     assert [(point.sentences, point.judgements) for point in points] == [(1, 6), (1, 6), (9, 54), (9, 54)]
     assert points[-1].accuracy == 1.0 and points[2].accuracy == points[3].accuracy
 
 
 def test_the_four_lexicons_know_more_and_less() -> None:
-    scorers = {words: make_scorer(PACK, words, tools=TOOLS) for words in ("full", "reduced", "learned", "none")}  # type: ignore[arg-type]
+    scorers = {words.value: make_scorer(PACK, words) for words in WordsChoice}
     counts = {words: sum(map(len, scorer.lexicon.values())) for words, scorer in scorers.items()}
     assert counts["full"] > counts["reduced"] == counts["learned"] > counts["none"] == len(PACK.space.words)
     assert {words for words, scorer in scorers.items() if scorer.open_parts} == {"none"}

@@ -8,12 +8,12 @@ import pytest
 from tests.fixtures.scripted_chat import ScriptedChat
 from tests.unit.test_llm_planner import as_plan
 from tests.unit.test_slot_filling import COUNT, RELATION, ask
-from visloop.assistant.cycle_state import Pools
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.export import CycleRuns, ExportParts, ExportRow, export_runs
 from visloop.assistant.lexicon import build_lexicon
 from visloop.assistant.llm_planner import read_plan
 from visloop.assistant.planner import open_planner
+from visloop.assistant.pools import Pools
 from visloop.assistant.retrieval import MaskedEncoder, WordEncoder
 from visloop.chat.base import ChatReply
 from visloop.config_assistant import PlannerChoice, PlannerConfig

@@ -11,7 +11,8 @@ from tests.fixtures.block_pictures import draw_towers, judge
 from visloop.assistant.demonstrations import DemonstrationPool, make_demonstration
 from visloop.assistant.planner import FailedAttempt
 from visloop.assistant.search import SearchPlanner, open_search_planner
-from visloop.assistant.search_learning import Judgement, TrainingSettings, group_judgements, learn, make_lesson, read_judgement
+from visloop.assistant.search_judgements import Judgement, read_answer
+from visloop.assistant.search_learning import TrainingSettings, group_judgements, learn, make_lesson
 from visloop.assistant.search_lexicon import LexiconSettings, learn_lexicon
 from visloop.assistant.search_meanings import Atom, Filter, Meaning
 from visloop.assistant.search_scenes import Executor
@@ -94,7 +95,7 @@ def test_a_lesson_keeps_the_candidates_that_agree_with_every_judgement(scorer: S
     assert set(many.agrees) == {0.0, 1.0}
 
 
-def test_feedback_gives_the_answer_or_turns_a_refused_result_round(lessons: list[Judgement]) -> None:
+def test_feedback_gives_the_answer_or_turns_a_refused_result_round() -> None:
     proposal = Proposal(task_id="t", plan=(), program="p", author="search")
     trace = Trace(id="r", task_id="t", proposal=proposal, steps=(), status="finished", result="True")
     for feedback, answer in (
@@ -103,15 +104,11 @@ def test_feedback_gives_the_answer_or_turns_a_refused_result_round(lessons: list
         (Feedback(id="f", task_id="t", trace_id="r", accepted=False, answer="false"), False),
         (Feedback(id="f", task_id="t", trace_id="r", accepted=False, answer="seven"), None),
     ):
-        found = read_judgement(trace, feedback, instruction="i", scene=lessons[0].scene)
-        assert (None if found is None else found.answer) is answer
+        assert read_answer(trace, feedback) is answer
     unfinished = replace(trace, status="tool_error", result=None)
-    assert (
-        read_judgement(unfinished, Feedback(id="f", task_id="t", trace_id="r", accepted=False), instruction="i", scene=lessons[0].scene)
-        is None
-    )
+    assert read_answer(unfinished, Feedback(id="f", task_id="t", trace_id="r", accepted=False)) is None
     with pytest.raises(DataError, match="trace other"):
-        read_judgement(trace, Feedback(id="f", task_id="t", trace_id="other", accepted=True), instruction="i", scene=lessons[0].scene)
+        read_answer(trace, Feedback(id="f", task_id="t", trace_id="other", accepted=True))
 
 
 def test_a_snapshot_is_read_back_and_a_changed_one_is_refused(scorer: Scorer, tmp_path: Path) -> None:

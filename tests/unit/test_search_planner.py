@@ -44,8 +44,10 @@ def test_a_saved_scorer_plans_tasks_of_its_space_and_slot_filling_the_others(tmp
     assert [(entry.status, entry.result) for entry in run_programs(jobs, tools=TOOLS)] == [("finished", True), ("finished", False)]
 
 
-def test_search_needs_a_scorer_that_can_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"planner\.scorer.*flows\.nlvr"):
-        open_planner(PlannerConfig(choice=PlannerChoice.search))
+def test_search_starts_from_its_pack_or_from_a_scorer_that_can_be_read(tmp_path: Path) -> None:
+    [proposal] = open_planner(PlannerConfig(choice=PlannerChoice.search)).propose([BOXES], pool=DemonstrationPool(), seed=0)
+    assert (proposal.author, proposal.status) == ("search", "ok"), "before any feedback"
+    with pytest.raises(ConfigError, match="no task pack 'other'"):
+        open_planner(PlannerConfig(choice=PlannerChoice.search, pack="other"))
     with pytest.raises(DataError, match="no scorer"):
         open_planner(PlannerConfig(choice=PlannerChoice.search, scorer=str(tmp_path)))

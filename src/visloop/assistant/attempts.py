@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 
 from visloop.answers import read_boolean
 from visloop.assistant.cases import Case, ReflectionGrain
-from visloop.assistant.cycle_state import CycleRecords, Pools
+from visloop.assistant.cycle_state import CycleRecords
 from visloop.assistant.learning import update_tool
 from visloop.assistant.lessons import make_failure, make_successes
+from visloop.assistant.pools import Pools
 from visloop.assistant.proposals import FailedAttempt
 from visloop.assistant.runs import CycleParts, TaskRun, make_case, propose_programs, run_proposals
 from visloop.ids import make_id, seed_for

@@ -2,7 +2,7 @@
 
 ``Cycle.step`` takes the state after one task to the state after the next; ``run_cycle`` is the whole of it. The programs of a batch run
 side by side, and so do their first critiques; what is learned is applied in the order of the stream. A later task is tried again first
-with what earlier ones taught.
+with what earlier ones taught. A planner that learns from right and wrong itself does so at the end of each batch.
 """
 
 from collections import Counter
@@ -12,13 +12,15 @@ from functools import cache
 
 from visloop.assistant.attempts import choose_grain, learn_from_run
 from visloop.assistant.cases import ANSWERED_LATER, Case, ReflectionGrain
-from visloop.assistant.cycle_state import CycleRecords, CycleState, Pools, open_state
+from visloop.assistant.cycle_state import CycleRecords, CycleState, open_state
 from visloop.assistant.gate import GateReport, gate_pools
 from visloop.assistant.learning import is_learnable
 from visloop.assistant.lessons import count_votes, make_successes
 from visloop.assistant.material import MOST_KNOWN_QUESTIONS, list_known_questions
+from visloop.assistant.pools import Pools
 from visloop.assistant.reflection import count_unreadable
-from visloop.assistant.runs import CycleParts, TaskRun, make_case, propose_programs, run_proposals, run_tasks
+from visloop.assistant.runs import CycleParts, TaskRun, judge_runs, make_case, propose_programs, run_proposals, run_tasks, teach_planner
+from visloop.assistant.search_judgements import Judgement
 from visloop.errors import ConfigError, ReplyError
 from visloop.ids import make_id, seed_for
 from visloop.records.assistant import Critique, Instance, Task, UpdateOutcome
@@ -39,12 +41,14 @@ class CycleResult:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """First runs of a batch with the opening pools, the first critique of each wrong one, and the parts to learn from them with."""
+    """First runs of a batch with the opening pools, the first critique of each wrong one, what the planner itself can learn from each by
+    task, and the parts to learn from them with."""
 
     number: int
     opening: Pools
     runs: list[TaskRun]
     critiques: dict[str, Critique]
+    judgements: dict[str, Judgement]
     parts: CycleParts
 
 
@@ -71,9 +75,12 @@ class Cycle:
         """The state after the next task of the stream. ``state`` is not changed."""
         batch = self._open_batch(state)
         run = batch.runs[state.position % self.batch]
+        heard = batch.judgements.get(run.trace.task_id)
+        if heard is not None:
+            state = replace(state, pools=replace(state.pools, judgements=state.pools.judgements.add([heard])))
         if run.right:
             return self._accept(state, run)
-        now = self._run_again(state, run) if not state.pools.says_the_same(batch.opening) else run
+        now = self._run_again(state, run, batch.parts) if not state.pools.says_the_same(batch.opening) else run
         if now.right:
             return self._accept(state, now, before=run)
         first = batch.critiques.get(now.trace.id)
@@ -97,17 +104,19 @@ class Cycle:
         number = state.position // self.batch
         if self._held is None or self._held.number != number or self._held.opening is not state.opening:
             tasks = self.tasks[number * self.batch : (number + 1) * self.batch]
-            runs = run_tasks(tasks, pools=state.opening, parts=self.parts, cycle=state.cycle)
+            parts = teach_planner(self.parts, state.opening)
+            runs = run_tasks(tasks, pools=state.opening, parts=parts, cycle=state.cycle)
             critiques = self._criticize(runs, pools=state.opening)
-            self._held = _Batch(number, state.opening, runs, critiques, self._remember_questions(runs))
+            judgements = judge_runs(runs, pools=state.opening, parts=parts) if self.parts.learning.update_llm else {}
+            self._held = _Batch(number, state.opening, runs, critiques, judgements, self._remember_questions(runs, parts))
         return self._held
 
-    def _remember_questions(self, runs: Sequence[TaskRun]) -> CycleParts:
+    def _remember_questions(self, runs: Sequence[TaskRun], parts: CycleParts) -> CycleParts:
         """The parts, where a VQA that learns questions has those that right runs asked as its replay set.
 
         Nothing is loaded or stored for it before VQA is taught.
         """
-        parts, sources = self.parts, self.parts.sources
+        sources = parts.sources
 
         @cache
         def list_known() -> tuple[Instance, ...]:
@@ -136,14 +145,14 @@ class Cycle:
                 found[critique.trace_id] = critique
         return found
 
-    def _run_again(self, state: CycleState, run: TaskRun) -> TaskRun:
+    def _run_again(self, state: CycleState, run: TaskRun, parts: CycleParts) -> TaskRun:
         """The run with the pools as they are now; the same one where nothing would be different."""
         task = run.execution.job.task
-        [proposal] = propose_programs([task], pools=state.pools, parts=self.parts)
+        [proposal] = propose_programs([task], pools=state.pools, parts=parts)
         same = replace(proposal, demonstrations=run.trace.proposal.demonstrations) == run.trace.proposal
         if same and state.pools.prompts.hash == state.opening.prompts.hash:
             return run
-        [again] = run_proposals([task], [proposal], pools=state.pools, parts=self.parts, cycle=state.cycle)
+        [again] = run_proposals([task], [proposal], pools=state.pools, parts=parts, cycle=state.cycle)
         return again
 
     def _accept(self, state: CycleState, run: TaskRun, *, before: TaskRun | None = None) -> CycleState:

@@ -11,27 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from visloop.assistant.demonstrations import DemonstrationPool, load_demonstrations, save_demonstrations
+from visloop.assistant.pools import Pools, read_pools, save_pools
 from visloop.errors import DataError
 from visloop.records.assistant import Critique, Feedback, Instance, Task, Trace, UpdateOutcome
 from visloop.records.shards import read_shard, write_shard, write_text
-from visloop.tools.prompt_pool import PromptPool, load_pool, save_pool
 
 STATE_NAME = "state.json"
 _KINDS: dict[str, Any] = {"traces": Trace, "feedback": Feedback, "critiques": Critique, "instances": Instance, "outcomes": UpdateOutcome}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pools:
-    """What the assistant has learned so far."""
-
-    demonstrations: DemonstrationPool = field(default_factory=DemonstrationPool)
-    prompts: PromptPool = field(default_factory=PromptPool)
-
-    def says_the_same(self, other: "Pools") -> bool:
-        """Whether planner and tools would behave alike: the same demonstrations, whatever their scores, and the same prompts."""
-        own, others = ({entry.id for entry in pools.demonstrations.entries} for pools in (self, other))
-        return own == others and self.prompts.hash == other.prompts.hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +73,7 @@ def save_state(state: CycleState, root: Path, *, tasks: Sequence[Task]) -> None:
     finished, and the one before is still there."""
     folder = root / f"{state.position:06d}"
     for name, pools in (("opening", state.opening), ("pools", state.pools)):
-        save_demonstrations(pools.demonstrations, folder / name / "demonstrations")
-        save_pool(pools.prompts, folder / name / "prompts")
+        save_pools(pools, folder / name)
     for name in _KINDS:
         write_shard(folder / f"{name}.jsonl", getattr(state.records, name))
     content = {
@@ -122,10 +107,7 @@ def load_state(root: Path, *, tasks: Sequence[Task]) -> CycleState | None:
         raise DataError(f"{path}: not the state of a cycle: {error}") from error
     if ids != [task.id for task in tasks]:
         raise DataError(f"{path}: the state of another stream of tasks; remove its folder or give the stream that it belongs to")
-    opening, pools = (
-        Pools(demonstrations=load_demonstrations(folder / name / "demonstrations"), prompts=load_pool(folder / name / "prompts"))
-        for name in ("opening", "pools")
-    )
+    opening, pools = (read_pools(folder / name) for name in ("opening", "pools"))
     records: Mapping[str, Any] = {name: tuple(read_shard(folder / f"{name}.jsonl", kind)) for name, kind in _KINDS.items()}
     return CycleState(
         cycle=cycle,

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from visloop.assistant.cycle_state import Pools
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.lexicon import build_lexicon
 from visloop.assistant.planner_prompts import choose_demonstrations, write_prompt
+from visloop.assistant.pools import Pools
 from visloop.assistant.proposals import find_problems
 from visloop.assistant.retrieval import Encoder, MaskedEncoder
 from visloop.config_assistant import PlannerConfig

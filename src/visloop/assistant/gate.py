@@ -1,14 +1,15 @@
 """The gate at the end of a cycle: tasks that were right before, and held-out tasks, are run with the old and the new pools.
 
 What a cycle learned may cost at most ``max_replay_drop`` of either accuracy. Where it costs more, the cycle's prompts are refused one
-concept at a time, the newest first, as far as that helps; then its demonstrations; then the whole cycle.
+concept at a time, the newest first, as far as that helps; then what its planner learned itself; then its demonstrations; then the whole
+cycle.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from visloop.assistant.cycle_state import Pools
-from visloop.assistant.runs import CycleParts, run_tasks
+from visloop.assistant.pools import Pools
+from visloop.assistant.runs import CycleParts, run_tasks, teach_planner
 from visloop.records.assistant import Task
 from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
 
@@ -18,7 +19,7 @@ class GateReport:
     """Accuracies 0-1 before and after (None: no such tasks), what was lost and won, and what was refused.
 
     ``forgotten`` and ``gained`` are ids of replay and held-out tasks that went from right to wrong and the other way with the final
-    pools; ``refused`` are ids of prompts and demonstrations.
+    pools; ``refused`` are ids of prompts, judgements and demonstrations.
     """
 
     replay_before: float | None
@@ -75,9 +76,9 @@ def gate_pools(
             if marks.lack(before, drop=drop) == 0:
                 break
         if marks.lack(before, drop=drop) > 0:
-            now, marks, dropped = _refuse_rest(now, opening, marks, before, replay, held_out, parts, cycle)
+            now, marks, dropped, reason = _refuse_rest(now, opening, before, replay, held_out, parts, cycle)
             refused += dropped
-            reasons.append("the demonstrations" if now.prompts.hash != opening.prompts.hash else "everything that was left of the cycle")
+            reasons.append(reason)
     lost, won = before.right - marks.right, marks.right - before.right
     return now, GateReport(
         replay_before=before.replay_accuracy,
@@ -94,27 +95,32 @@ def gate_pools(
 def _refuse_rest(
     now: Pools,
     opening: Pools,
-    marks: _Marks,
     before: _Marks,
     replay: Sequence[Task],
     held_out: Sequence[Task],
     parts: CycleParts,
     cycle: int,
-) -> tuple[Pools, _Marks, list[str]]:
-    """Without the cycle's demonstrations if that passes, else the pools as they were."""
-    shown, known = {entry.id for entry in opening.demonstrations.entries}, set(_list_ids(opening.prompts.prompts))
+) -> tuple[Pools, _Marks, list[str], str]:
+    """Without what the planner learned itself, or else without the cycle's demonstrations, if that passes; else the pools as they were.
+    With the ids of what was refused, and what that is in words."""
+    heard = now.judgements.list_new(opening.judgements)
+    shown = {entry.id for entry in opening.demonstrations.entries}
     learned = [entry.id for entry in now.demonstrations.entries if entry.id not in shown]
-    without = replace(now, demonstrations=opening.demonstrations)
-    found = _mark(without, replay, held_out, parts, cycle)
-    if found.lack(before, drop=parts.learning.max_replay_drop) == 0:
-        return without, found, learned
+    known = set(_list_ids(opening.prompts.prompts))
     prompts = [name for name in _list_ids(now.prompts.prompts) if name not in known]
-    return opening, before, [*prompts, *learned]
+    trials = [(replace(now, judgements=opening.judgements), heard, "what the planner learned from right and wrong")] if heard else []
+    if learned and (prompts or heard):
+        trials.append((replace(now, demonstrations=opening.demonstrations), learned, "the demonstrations"))
+    for without, dropped, reason in trials:
+        found = _mark(without, replay, held_out, parts, cycle)
+        if found.lack(before, drop=parts.learning.max_replay_drop) == 0:
+            return without, found, dropped, reason
+    return opening, before, [*prompts, *heard, *learned], "everything that was left of the cycle"
 
 
 def _mark(pools: Pools, replay: Sequence[Task], held_out: Sequence[Task], parts: CycleParts, cycle: int) -> _Marks:
     tasks = list({task.id: task for task in (*replay, *held_out)}.values())
-    runs = run_tasks(tasks, pools=pools, parts=parts, cycle=cycle)
+    runs = run_tasks(tasks, pools=pools, parts=teach_planner(parts, pools), cycle=cycle)
     right = frozenset(task.id for task, run in zip(tasks, runs, strict=True) if run.right)
     return _Marks(right, tuple(task.id for task in replay), tuple(task.id for task in held_out))
 

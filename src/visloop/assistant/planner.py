@@ -6,9 +6,10 @@ from pathlib import Path
 
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.llm_planner import LlmPlanner
-from visloop.assistant.proposals import FailedAttempt, Planner, pair_attempts
+from visloop.assistant.proposals import FailedAttempt, LearningPlanner, Planner, pair_attempts
 from visloop.assistant.retrieval import Encoder, WordEncoder
 from visloop.assistant.search import open_search_planner
+from visloop.assistant.search_judgements import JudgedRun, Judgement, JudgementPool
 from visloop.assistant.slot_filling import SlotFillingPlanner
 from visloop.assistant.symbol_planner import SymbolPlanner
 from visloop.chat.base import ChatModel
@@ -16,7 +17,7 @@ from visloop.config_assistant import EncoderChoice, PlannerChoice, PlannerConfig
 from visloop.errors import ConfigError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Proposal, Task
-from visloop.tools.base import ToolCatalogue
+from visloop.tools.base import ToolCatalogue, ToolRunner
 from visloop.tools.signatures import SHIPPED
 
 __all__ = ["FailedAttempt", "HybridPlanner", "Planner", "open_encoder", "open_planner"]
@@ -51,6 +52,14 @@ class HybridPlanner:
                 else:
                     proposals[index] = replace(known, replies=other.replies, error=f"{other.author}: {other.error or 'not sure'}")
         return proposals
+
+    def judge(self, runs: Sequence[JudgedRun], *, tools: ToolRunner) -> list[Judgement]:
+        """What ``first`` can learn from feedback on runs, where it learns at all."""
+        return self.first.judge(runs, tools=tools) if isinstance(self.first, LearningPlanner) else []
+
+    def with_judgements(self, pool: JudgementPool) -> "HybridPlanner":
+        """The hybrid whose ``first`` has learned from a pool."""
+        return replace(self, first=self.first.with_judgements(pool)) if isinstance(self.first, LearningPlanner) else self
 
     def _is_unsure(self, second: Proposal) -> bool:
         return second.confidence is not None and second.confidence < self.min_second
@@ -91,7 +100,7 @@ def open_planner(
         tools: what is known of tools and plugins; a toolbox knows its own. The embedded LM writes no plugin's tool.
 
     Raises:
-        ConfigError: a planner with an LLM was asked for without ``chat``, or ``search`` without a scorer; a value is out of range.
+        ConfigError: a planner with an LLM was asked for without ``chat``; there is no such task pack; a value is out of range.
         DataError: the scorer of ``search`` cannot be read.
         ModelError: the sentence encoder or the embedded LM cannot be loaded.
     """
@@ -106,11 +115,8 @@ def open_planner(
     if config.choice is PlannerChoice.slot_filling:
         return filling
     if config.choice is PlannerChoice.search:
-        if not config.scorer:
-            raise ConfigError(
-                "planner.choice=search needs planner.scorer, the folder of a learned scorer; python -m flows.nlvr writes some"
-            )
-        search = open_search_planner(scorer=Path(config.scorer), find_tool=tools.find_signature)
+        scorer = Path(config.scorer) if config.scorer else None
+        search = open_search_planner(config.pack, scorer=scorer, words=config.words, find_tool=tools.find_signature)
         return HybridPlanner(first=search, second=filling, min_confidence=0.0, name=search.name)
     llm: Planner
     if config.writer is WriterChoice.embedded:

@@ -3,16 +3,17 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 from visloop.assistant.checks import check_program
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import Lexicon, split_words
 from visloop.assistant.program import Literal, Program, Reference
+from visloop.assistant.search_judgements import JudgedRun, Judgement, JudgementPool
 from visloop.errors import ConfigError, ProgramError
 from visloop.records.assistant import Critique, Proposal, Task
-from visloop.tools.base import FindSignature
+from visloop.tools.base import FindSignature, ToolRunner
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -37,6 +38,19 @@ class Planner(Protocol):
     def propose(
         self, tasks: Sequence[Task], *, pool: DemonstrationPool, attempts: Sequence[FailedAttempt | None] | None = None, seed: int
     ) -> list[Proposal]: ...
+
+
+@runtime_checkable
+class LearningPlanner(Planner, Protocol):
+    """A planner that learns from right and wrong itself, not from demonstrations only."""
+
+    def judge(self, runs: Sequence[JudgedRun], *, tools: ToolRunner) -> list[Judgement]:
+        """What it can learn from feedback on runs: at most one judgement per run."""
+        ...
+
+    def with_judgements(self, pool: JudgementPool) -> Self:
+        """The planner that has learned from all judgements of a pool, and from no others."""
+        ...
 
 
 def pair_attempts(tasks: Sequence[Task], attempts: Sequence[FailedAttempt | None] | None) -> list[FailedAttempt | None]:

@@ -1,31 +1,19 @@
 """The search learns from feedback alone: whether results were right, or what the right answer was (no program is ever shown to it)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
-from visloop.assistant.search_scenes import Executor, SceneTable, join_scenes
+from visloop.assistant.search_judgements import Judgement
+from visloop.assistant.search_scenes import Executor, join_scenes
 from visloop.assistant.search_scorer import Scorer
 from visloop.assistant.search_training import Lesson, build_design, fit_weights
 from visloop.assistant.search_words import collect_words, repair_words
 from visloop.errors import DataError
 from visloop.ids import hash_text
-from visloop.records.assistant import Feedback, Trace
-
-_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Judgement:
-    """What feedback on one task says: the right answer, true or false, to an instruction about one scene (a table of one task)."""
-
-    id: str
-    instruction: str
-    scene: SceneTable
-    answer: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +28,6 @@ class TrainingSettings:
     models: int = 3
     reference: int = 96
     seed: int = 0
-
-
-def read_judgement(trace: Trace, feedback: Feedback, *, instruction: str, scene: SceneTable) -> Judgement | None:
-    """The judgement that feedback on a trace makes: the right answer where it is given, else the result, or its opposite if it was not
-    accepted. None where the answers are not true or false.
-
-    Raises:
-        DataError: the feedback is about another trace.
-    """
-    if feedback.trace_id != trace.id:
-        raise DataError(f"feedback {feedback.id} is about trace {feedback.trace_id}, not {trace.id}")
-    if feedback.answer is not None:
-        answer = _TRUTHS.get(feedback.answer.strip().lower())
-    else:
-        result = _TRUTHS.get((trace.result or "").strip().lower())
-        answer = None if result is None else result is feedback.accepted
-    return None if answer is None else Judgement(feedback.task_id, instruction, scene, answer)
 
 
 def group_judgements(judgements: Sequence[Judgement]) -> list[list[Judgement]]:
@@ -85,17 +56,27 @@ def make_lesson(scorer: Scorer, judgements: Sequence[Judgement]) -> Lesson:
     return Lesson(reading, candidates, np.array(agrees, dtype=np.float64))
 
 
-def learn(scorer: Scorer, judgements: Sequence[Judgement], *, settings: TrainingSettings | None = None) -> Scorer:
+def learn(scorer: Scorer, judgements: Sequence[Judgement], *, settings: TrainingSettings | None = None, go_on: bool = False) -> Scorer:
     """A new snapshot, fitted to all the judgements given: pass those of earlier cycles too. ``scorer`` gives space and words; its weights
     play no part, so that the result depends on the judgements alone, in whatever order they are.
+
+    With ``go_on`` its weights are where learning starts from and returns to, and its reference pictures stay: for a scorer whose own
+    judgements are no longer at hand.
 
     Raises:
         DataError: two judgements of one id.
     """
     settings = settings or TrainingSettings()
     prepared = prepare_scorer(scorer, judgements, reference=settings.reference)
+    if go_on:
+        prepared = replace(
+            prepared,
+            known=prepared.known | scorer.known,
+            reference=prepared.reference if scorer.reference is None else scorer.reference,
+            judgements=(*scorer.judgements, *prepared.judgements),
+        )
     lessons = [make_lesson(prepared, group) for group in group_judgements(judgements)]
-    return replace(prepared, weights=fit_scorer(lessons, settings=settings))
+    return replace(prepared, weights=fit_scorer(lessons, settings=settings, start=scorer.weights if go_on else {}))
 
 
 def prepare_scorer(scorer: Scorer, judgements: Sequence[Judgement], *, reference: int) -> Scorer:
@@ -112,13 +93,16 @@ def prepare_scorer(scorer: Scorer, judgements: Sequence[Judgement], *, reference
     )
 
 
-def fit_scorer(lessons: Sequence[Lesson], *, settings: TrainingSettings) -> dict[str, float]:
-    """Weights by feature, rounded to what is saved (float32); weights of nothing are left out."""
-    design = build_design(lessons)
+def fit_scorer(lessons: Sequence[Lesson], *, settings: TrainingSettings, start: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Weights by feature, rounded to what is saved (float32); weights of nothing are left out. ``start``: weights that the penalty pulls
+    to; those of features that no lesson has stay."""
+    design, start = build_design(lessons), start or {}
+    first = np.array([start.get(name, 0.0) for name in design.names])
     total = np.zeros(len(design.names))
     for model in range(settings.models):
         total += fit_weights(
             design,
+            start=first,
             penalty=settings.penalty,
             steps=settings.steps,
             rate=settings.rate,
@@ -126,4 +110,5 @@ def fit_scorer(lessons: Sequence[Lesson], *, settings: TrainingSettings) -> dict
             seed=settings.seed + model,
         )
     values = (total / settings.models).astype(np.float32)
-    return {name: float(value) for name, value in zip(design.names, values, strict=True) if value != 0}
+    fitted = dict(zip(design.names, map(float, values), strict=True))
+    return {name: value for name, value in {**start, **fitted}.items() if value != 0}

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from visloop.assistant.search_learning import Judgement, TrainingSettings, fit_scorer, group_judgements, make_lesson, prepare_scorer
+from visloop.assistant.search_judgements import Judgement
+from visloop.assistant.search_learning import TrainingSettings, fit_scorer, group_judgements, make_lesson, prepare_scorer
 from visloop.assistant.search_scorer import Scorer
 from visloop.assistant.search_space import join_lexicons
 from visloop.assistant.search_training import Lesson, score_candidates

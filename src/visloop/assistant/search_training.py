@@ -77,6 +77,7 @@ def fit_weights(
     design: Design,
     *,
     lessons: Sequence[int] | None = None,
+    start: Floats | None = None,
     penalty: float = 0.1,
     steps: int = 100,
     rate: float = 0.05,
@@ -84,7 +85,7 @@ def fit_weights(
     seed: int = 0,
 ) -> Floats:
     """(features,): maximises, over the lessons (all, or the given ones), the sum of the logs of the probability that a candidate agrees
-    with the feedback, less ``penalty / 2`` times the sum of squares.
+    with the feedback, less ``penalty / 2`` times the squared distance from ``start`` (features,; None: zeros).
 
     Lessons without an agreeing candidate, or where all agree, teach nothing and are left out.
     """
@@ -94,8 +95,9 @@ def fit_weights(
     if lessons is not None:
         useful &= np.isin(np.arange(count), lessons)
     rows = np.flatnonzero(useful[design.owner])
+    first = np.zeros(len(design.names)) if start is None else start
     if not rows.size:
-        return np.zeros(len(design.names))
+        return first
     choice = design.choice[rows]
     used_parts = np.flatnonzero(np.diff(choice.tocsc().indptr))
     choice, traits = choice[:, used_parts], design.traits[used_parts]
@@ -104,17 +106,18 @@ def fit_weights(
     choice_t, traits_t = choice.T.tocsr(), traits.T.tocsr()
     agrees = design.agrees[rows]
     _, heads, owner = np.unique(design.owner[rows], return_index=True, return_inverse=True)
+    offset = choice @ (traits @ first[used])
 
     def find_loss(weights: Floats) -> tuple[float, Floats]:
-        scores = choice @ (traits @ weights)
+        scores = offset + choice @ (traits @ weights)
         shifted = np.exp(scores - np.maximum.reduceat(scores, heads)[owner])
         total, good = np.add.reduceat(shifted, heads), np.add.reduceat(shifted * agrees, heads) + _TINY
         value = float(np.log(total).sum() - np.log(good).sum() + penalty / 2 * weights @ weights)
         pull = shifted / total[owner] - shifted * agrees / good[owner]
         return value, traits_t @ (choice_t @ pull) + penalty * weights
 
-    weights = np.zeros(len(design.names))
-    weights[used] = _descend(find_loss, len(used), steps=steps, rate=rate, dropout=dropout, seed=seed)
+    weights = first.copy()
+    weights[used] += _descend(find_loss, len(used), steps=steps, rate=rate, dropout=dropout, seed=seed)
     return weights
 
 

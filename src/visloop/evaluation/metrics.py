@@ -121,14 +121,21 @@ def measure_consistency(predictions: Sequence[Prediction], *, name: str | None =
 
     Wilson's interval over groups; ``n`` is the number of groups.
     """
-    outcomes = read_outcomes(predictions, name=name)
+    outcomes = find_consistency(predictions, name=name)
     check_levels(confidence, 1)
+    hits, count = int(outcomes.values.sum()), len(outcomes.values)
+    low, high = find_wilson(hits, count, confidence)
+    return Row(outcomes.name, "consistency", hits / count, low, high, count)
+
+
+def find_consistency(predictions: Sequence[Prediction], *, name: str | None = None) -> Outcomes:
+    """Group by group, whether *all* its rows are right: 1, else 0."""
+    outcomes = read_outcomes(predictions, name=name)
     right: dict[str, bool] = {}
     for group, value in zip(outcomes.groups, outcomes.values, strict=True):
         right[group] = right.get(group, True) and bool(value == 1.0)
-    hits = sum(right.values())
-    low, high = find_wilson(hits, len(right), confidence)
-    return Row(outcomes.name, "consistency", hits / len(right), low, high, len(right))
+    groups = tuple(right)
+    return Outcomes(outcomes.name, "consistency", groups, groups, np.array([float(right[group]) for group in groups]))
 
 
 def measure_families(

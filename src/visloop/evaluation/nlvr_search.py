@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from visloop.assistant.search_learning import Judgement, TrainingSettings, group_judgements, learn, make_lesson
+from visloop.assistant.search import make_scorer
+from visloop.assistant.search_judgements import Judgement
+from visloop.assistant.search_learning import TrainingSettings, group_judgements, learn, make_lesson
 from visloop.assistant.search_lexicon import LearnedWord, LexiconSettings, learn_lexicon
 from visloop.assistant.search_perception import SeenObject, look_at_tasks, scene_from_objects
 from visloop.assistant.search_scenes import Executor, SceneTable
-from visloop.assistant.search_scorer import Scorer, start_scorer
-from visloop.assistant.search_space import Pack, Space, derive_lexicon, join_lexicons
+from visloop.assistant.search_scorer import Scorer
+from visloop.assistant.search_space import Pack, Space
 from visloop.assistant.search_words import repair_words
 from visloop.chat.images import load_image
+from visloop.config_assistant import WordsChoice
 from visloop.datasets.nlvr import SOURCE, read_nlvr
 from visloop.errors import ConfigError, DataError
 from visloop.evaluation.metrics import Row, measure_accuracy, measure_consistency
@@ -27,9 +30,6 @@ from visloop.records.reasoning import Prediction
 from visloop.tools.base import ToolRunner
 from visloop.tools.values import Box
 
-Words = Literal["full", "reduced", "learned", "none"]
-"""``full``: the pack's lexicon. ``reduced``: what the tools themselves give, and words of English that belong to no task. ``learned``:
-reduced, and what feedback taught. ``none``: attribute words and numbers only; places and relations may be proposed without a word."""
 ErrorKind = Literal["not_covered", "ranking", "perception", "labels"]
 """Why a sentence is not right throughout. ``labels``: two equal scenes have different labels. ``perception``: the program is right on the
 scenes as they were drawn. ``not_covered``: no candidate agrees with all labels. ``ranking``: one does, but another was chosen."""
@@ -63,7 +63,7 @@ class SearchReport:
     colours, shapes, sizes and numbers masked), and consistency. ``covered``: share of the test sentences with a candidate that agrees
     with all labels. ``errors``: sentences by kind. ``scorer``: what was learned."""
 
-    words: Words
+    words: WordsChoice
     rows: tuple[Row, ...]
     covered: float
     errors: dict[str, int]
@@ -122,16 +122,6 @@ def _read_object(entry: Mapping[str, Any]) -> SeenObject:
     return SeenObject(words, Box(left=left, top=top, right=left + size, bottom=top + size))
 
 
-def make_scorer(pack: Pack, words: Words, *, tools: ToolRunner) -> Scorer:
-    """A scorer without weights that knows the words of one of the four lexicons (``learned`` starts as ``reduced``)."""
-    if words == "full":
-        return start_scorer(pack, lexicon=join_lexicons(pack.lexicon, pack.function_words))
-    own = derive_lexicon(pack.space, find_signature=tools.find_signature)
-    if words == "none":
-        return start_scorer(pack, lexicon={part: own[part] for part in pack.space.words}, open_parts=True)
-    return start_scorer(pack, lexicon=join_lexicons(own, pack.function_words))
-
-
 def answer_items(scorer: Scorer, items: Sequence[Item], *, system: str = "search") -> list[Prediction]:
     """The answer of the likeliest program to each item. An instruction without a candidate has no answer, which is wrong."""
     chosen = {text: scorer.rank(text)[:1] for text in dict.fromkeys(item.judgement.instruction for item in items)}
@@ -180,7 +170,7 @@ def measure_search(
     train: Sequence[Item],
     test: Sequence[Item],
     *,
-    words: Words = "full",
+    words: WordsChoice = WordsChoice.full,
     tools: ToolRunner,
     drawn: Sequence[Item] = (),
     settings: TrainingSettings | None = None,
@@ -194,11 +184,11 @@ def measure_search(
     if not train or not test:
         raise ConfigError(f"NLVR search: {len(train)} items to learn from and {len(test)} to measure on; both are needed")
     judgements = [item.judgement for item in train]
-    scorer, learned = make_scorer(pack, words, tools=tools), ()
-    if words == "learned":
+    scorer, learned = make_scorer(pack, words, find_tool=tools.find_signature), ()
+    if words is WordsChoice.learned:
         scorer, learned = learn_lexicon(scorer, judgements, settings=lexicon_settings, training=settings)  # type: ignore[assignment]
     scorer = learn(scorer, judgements, settings=settings)
-    predictions = answer_items(scorer, test, system=f"search/{words}")
+    predictions = answer_items(scorer, test, system=f"search/{words.value}")
     seen = {repair_words(judgement.instruction, ()) for judgement in judgements}
     forms = {scorer.read(judgement.instruction).shapes for judgement in judgements}
     parts: dict[str, list[Prediction]] = defaultdict(list)
@@ -208,7 +198,10 @@ def measure_search(
         parts["known_form" if scorer.read(text).shapes in forms else "new_form"].append(prediction)
     rows = [measure_accuracy(predictions), measure_consistency(predictions)]
     for part, found in sorted(parts.items()):
-        rows += [measure_accuracy(found, name=f"search/{words}/{part}"), measure_consistency(found, name=f"search/{words}/{part}")]
+        rows += [
+            measure_accuracy(found, name=f"search/{words.value}/{part}"),
+            measure_consistency(found, name=f"search/{words.value}/{part}"),
+        ]
     covered, errors = explain_errors(scorer, test, predictions, drawn=drawn)
     return SearchReport(words, tuple(rows), covered, errors, learned, scorer)
 
