@@ -129,6 +129,7 @@ def draw_plots(config: Config, layout: Layout, report: Report, *, place: Path, s
     for system in systems:
         if system.played is not None:
             rows = [row for row in report.rows if row.name == system.name and row.metric.startswith("accuracy")]
+            rows = rows if len(rows) > 2 else rows[:1]  # of one kind of task only, its line would hide the other
             points[round(stream * system.played / cycles)] = [replace(row, name="held-out tasks") for row in rows]
     if len(points) > 1:
         plot_curve(points, place / "learning.png", place="instructions with feedback so far", title="The assistant while it learns")

@@ -1,5 +1,6 @@
 """One reflect-and-learn cycle of the assistant (CLOVA 3): run a batch of instructions, find the guilty step of each failure, teach it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
@@ -142,12 +143,17 @@ def print_cycles(config: Config, layout: Layout) -> None:
         if path.is_file():
             report = read_json(path)
             counts, gate = report["counts"], report["gate"]
-            before, after = (f"{gate[key]:.3f}" if gate[key] is not None else "-" for key in ("replay_before", "replay_after"))
+            replay, held_out = (_show_change(gate, part) for part in ("replay", "held_out"))
             learned = ", ".join(sorted({word for words in report["concepts"].values() for word in words})) or "none"
             cells = (number, counts["tasks"], counts["right_at_first"], counts["solved"], report["demonstrations"])
-            rows.append((*map(str, cells), learned, f"{before} -> {after}"))
-    columns = ("cycle", "tasks", "right at first", "solved after learning", "demonstrations", "concepts learned", "replay")
+            rows.append((*map(str, cells), learned, replay, held_out))
+    columns = ("cycle", "tasks", "right at first", "solved after learning", "demonstrations", "concepts learned", "replay", "held out")
     show_tables([Table("Cycles", columns, tuple(rows))])
+
+
+def _show_change(gate: Mapping[str, Any], part: str) -> str:
+    before, after = gate[f"{part}_before"], gate[f"{part}_after"]
+    return "-" if before is None or after is None else f"{before:.3f} -> {after:.3f}"
 
 
 if __name__ == "__main__":

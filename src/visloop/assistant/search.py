@@ -1,14 +1,16 @@
 """A planner that searches a typed space of programs with a scorer that feedback has taught (author ``search``)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.proposals import FailedAttempt, list_failed_programs, normalize_program, pair_attempts
+from visloop.assistant.search_candidates import Candidate
 from visloop.assistant.search_judgements import JudgedRun, Judgement, JudgementPool, read_answer
 from visloop.assistant.search_learning import TrainingSettings, learn
 from visloop.assistant.search_lexicon import learn_lexicon
@@ -24,6 +26,7 @@ from visloop.tools.base import FindSignature, ToolRunner
 from visloop.tools.signatures import find_signature
 
 AUTHOR = "search"
+_Rank = Callable[[str], list[tuple[Candidate, float]]]
 _MOST_TRIES = 50
 _BATCH = 64
 _log = logging.getLogger(__name__)
@@ -48,14 +51,15 @@ class SearchPlanner:
         """One proposal per task, in order; nothing is drawn, so ``seed`` changes nothing. ``confidence`` is the program's probability
         among all candidates."""
         paired = pair_attempts(tasks, attempts)
-        return [self._propose(task, pool=pool, attempt=attempt) for task, attempt in zip(tasks, paired, strict=True)]
+        rank = cache(lambda instruction: self.scorer.rank(instruction)[:_MOST_TRIES])  # several tasks often share their instruction
+        return [self._propose(task, rank, pool=pool, attempt=attempt) for task, attempt in zip(tasks, paired, strict=True)]
 
-    def _propose(self, task: Task, *, pool: DemonstrationPool, attempt: FailedAttempt | None) -> Proposal:
+    def _propose(self, task: Task, rank: _Rank, *, pool: DemonstrationPool, attempt: FailedAttempt | None) -> Proposal:
         if task.inputs != self.scorer.space.inputs:
             wanted = ", ".join(self.scorer.space.inputs)
             return _fail(task, f"programs of the space {self.scorer.space.name} are about {wanted}, the task has {', '.join(task.inputs)}")
         failed = list_failed_programs(task, pool=pool, attempt=attempt)
-        for candidate, share in self.scorer.rank(task.instruction)[:_MOST_TRIES]:
+        for candidate, share in rank(task.instruction):
             program, plan = write_program(candidate.meaning, space=self.scorer.space)
             if not failed or normalize_program(program) not in failed:
                 return Proposal(task_id=task.id, plan=plan, program=program, author=AUTHOR, confidence=share)
