@@ -202,6 +202,7 @@ def test_trace_that_was_cut_off_is_logged_again(mlruns: Path, experiment: str) -
 def test_traces_that_mlflow_does_not_keep_are_an_error(mlruns: Path, experiment: str) -> None:
     import mlflow
 
+    connect(mlruns)  # first: a change of MLflow's tracking address switches tracing on again
     mlflow.tracing.disable()
     try:
         with pytest.raises(DataError, match="did not keep 1 of 1 traces, first trace0"):
