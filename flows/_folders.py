@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,22 @@ class StageFolder:
         if manifest is None or manifest.key != key or check_files(self.folder, manifest):
             return None
         return manifest
+
+    def is_started(self) -> bool:
+        """Whether a stage is at work here or has finished. Work is looked for twice: it may begin or end with a swap in between."""
+        return self.stage_dir.is_dir() or (self.folder / MANIFEST_NAME).is_file() or self.stage_dir.is_dir()
+
+    def read_sealed(self) -> Manifest | None:
+        """The manifest of the newest outputs that are whole, also while they are swapped in; None where there are none yet.
+
+        For readers without the lock. A manifest moves from ``build`` to the folder, so both are looked at twice.
+        """
+        for folder in (self.build, self.folder, self.build, self.folder):
+            with suppress(FileNotFoundError):  # moved after it was seen
+                manifest = read_manifest(folder)
+                if manifest is not None:
+                    return manifest
+        return None
 
     def has_leftovers(self, key: str) -> bool:
         """Whether work on ``key`` is left beside the outputs, or what is left belongs to no key: a crash came after they were in place."""
@@ -196,14 +212,14 @@ class StageFolder:
         for name in manifest.files:
             source, target = self.build / name, self.folder / name
             if source.is_file():
-                _make_way(target, self.folder)
+                make_way(target, self.folder)
                 os.replace(source, target)
         _remove_strangers(self.folder, keep=manifest.files)
         os.replace(self.build / MANIFEST_NAME, self.folder / MANIFEST_NAME)
         self.remove_leftovers()
 
 
-def _make_way(target: Path, folder: Path) -> None:
+def make_way(target: Path, folder: Path) -> None:
     """Clear what an older layout left where ``target`` goes: a folder of that name, or a file in place of a parent."""
     for parent in reversed([path for path in target.parents if path.is_relative_to(folder) and path != folder]):
         if parent.is_file():

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{target}: {_describe(backup)}, {len(backup.files)} files, {size:.1f} MiB")
             for place in backup.elsewhere:
                 console.print(f"not in it, kept by a server: {place}")
+            for stage in backup.torn:
+                console.print(f"not whole, its flow will make it again: {stage}")
             return 0
         restored = restore_backup(options.source, places, replace=options.replace)
         backup = restored.backup

@@ -59,7 +59,8 @@ class Places:
 @dataclass(frozen=True, kw_only=True)
 class Backup:
     """The description. ``files``: SHA-256 of every file but this one; ``outs``: DVC's hash of each recorded output, relative to the
-    project; ``runs``: MLflow runs by experiment; ``elsewhere``: what a backup cannot hold, with the place where it is."""
+    project; ``runs``: MLflow runs by experiment; ``elsewhere``: what a backup cannot hold, with the place where it is; ``torn``: stages,
+    relative to the data folder, that had no whole version."""
 
     format: int = FORMAT
     created: str
@@ -70,6 +71,7 @@ class Backup:
     outs: dict[str, str] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
+    torn: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -88,13 +90,16 @@ def list_data(places: Places, outs: dict[str, str]) -> list[str]:
 
     Work in progress is left out, and so are pointers (they are in ``project/``).
     """
-    covered = [path for out in outs if (path := places.root / out).is_relative_to(places.data)]
     return [
         name
         for name in list_files(places.data, skip=frozenset({STAGE_DIR}))
-        if not name.endswith(".dvc")
-        and ("quarantine" in Path(name).parts or not any((places.data / name).is_relative_to(path) for path in covered))
+        if not name.endswith(".dvc") and ("quarantine" in Path(name).parts or not is_covered(places.data / name, places, outs))
     ]
+
+
+def is_covered(path: Path, places: Places, outs: dict[str, str]) -> bool:
+    """Whether ``path`` is one of the recorded outputs ``outs``, or lies in one."""
+    return any(path.is_relative_to(places.root / out) for out in outs)
 
 
 def find_elsewhere(places: Places) -> list[str]:

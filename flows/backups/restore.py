@@ -108,6 +108,7 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 def _list_remarks(backup: Backup, places: Places) -> list[str]:
     remarks = [f"not in the backup, kept by a server: {place}" for place in backup.elsewhere]
+    remarks += [f"not whole in the backup, its flow will make it again: {stage}" for stage in backup.torn]
     commit = describe_git(places.root).get("mlflow.source.git.commit", "")
     if backup.commit and commit != backup.commit:
         remarks.append(

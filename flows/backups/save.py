@@ -1,17 +1,15 @@
 """Take a backup while everything may be at work: history first, then the data, so that all that the history tells of is there.
 
-What a flow changes meanwhile is copied again until it is whole: a stage's folder by its manifest. Work in progress (``.stage``) is not
-in a backup; a restored project makes it again.
+Stages are copied whole, also while a flow replaces them. Work in progress (``.stage``) is not in a backup; a restored project makes it
+again.
 """
 
 import logging
 import shutil
-import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flows._folders import STAGE_DIR
 from flows._provenance import describe_git
 from flows._tracking_place import DATABASE_NAME
 from flows._versioning import PARAMS_NAME, find_project
@@ -30,12 +28,11 @@ from flows.backups.contents import (
 )
 from flows.backups.databases import copy_database, count_runs
 from flows.backups.outputs import list_recorded, push_outputs
+from flows.backups.stages import copy_stages
 from visloop.errors import DataError
 from visloop.ids import hash_file
-from visloop.records.manifest import MANIFEST_NAME, check_files, read_manifest
 
 _TRIES = 8
-_PAUSE = 0.25
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +52,7 @@ def save_backup(target: Path, places: Places) -> Backup:
     part.mkdir(parents=True)
     runs = _save_history(part, places)
     outs = _save_recorded(part, places)
-    _save_rest(part / DATA_DIR, places, outs)
+    torn = _save_rest(part / DATA_DIR, places, outs)
     git = describe_git(places.root)
     backup = Backup(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -66,6 +63,7 @@ def save_backup(target: Path, places: Places) -> Backup:
         outs=outs,
         runs=runs,
         elsewhere=tuple(find_elsewhere(places)),
+        torn=tuple(torn),
         files={name: hash_file(part / name) for name in list_files(part)},
     )
     write_backup(part, backup)
@@ -113,37 +111,12 @@ def _read_records(places: Places) -> dict[str, bytes]:
     return {path.relative_to(places.root).as_posix(): path.read_bytes() for path in sorted(files) if path.is_file()}
 
 
-def _save_rest(target: Path, places: Places, outs: dict[str, str]) -> None:
+def _save_rest(target: Path, places: Places, outs: dict[str, str]) -> list[str]:
+    """Every other file of the data folder; returns the stages of which no whole version could be copied."""
     if not places.data.is_dir():
-        return
+        return []
     _copy_files(list_data(places, outs), places.data, target)
-    for attempt in range(_TRIES):
-        torn = _list_torn(target, places, outs)
-        if not torn:
-            return
-        time.sleep(_PAUSE * min(attempt, 4))
-        for stage in torn:
-            shutil.rmtree(target / stage, ignore_errors=True)
-            _copy_files((name for name in list_data(places, outs) if Path(name).is_relative_to(stage)), places.data, target)
-    for stage in torn:
-        _log.warning("%s is not whole: its files are not those of its manifest; its flow will make it again", places.data / stage)
-
-
-def _list_torn(target: Path, places: Places, outs: dict[str, str]) -> list[Path]:
-    """Stages whose copy is not that of one moment: other files than its manifest names, or none where the stage was being replaced."""
-    finished = {Path(name).parent for name in list_data(places, outs) if Path(name).name == MANIFEST_NAME}
-    copied = {path.parent.relative_to(target) for path in target.rglob(MANIFEST_NAME)}
-    replaced = {place.parent.relative_to(places.data) for place in places.data.rglob(STAGE_DIR)} - finished
-    torn = {stage for stage in finished | copied if not _is_whole(target, stage)}
-    return sorted(torn | {stage for stage in replaced if (target / stage).is_dir() and stage not in copied})
-
-
-def _is_whole(copied: Path, stage: Path) -> bool:
-    try:
-        manifest = read_manifest(copied / stage)
-    except DataError:
-        return False
-    return manifest is not None and not check_files(copied / stage, manifest)
+    return copy_stages(target, places, outs)
 
 
 def _copy_files(names: Iterable[str], source: Path, target: Path) -> None:
