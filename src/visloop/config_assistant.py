@@ -273,8 +273,8 @@ class ReflectionConfig:
 @dataclass
 class LearningConfig:
     """Learning (CLOVA 3.4). ``budget``: updates tried per feedback. ``tries``: other programs tried per update of a planner.
-    ``min_score``: a demonstration below it is evicted. ``max_replay_drop``: fraction of the replay set's accuracy that a cycle may cost
-    before it is refused."""
+    ``min_score``: a demonstration below it is evicted; with ``keep_seeds`` never a shipped one. ``max_replay_drop``: fraction of the
+    replay set's accuracy that a cycle may cost before it is refused."""
 
     update_llm: bool = True
     update_tools: bool = True
@@ -283,6 +283,7 @@ class LearningConfig:
     budget: int = 2
     tries: int = 6
     min_score: int = -2
+    keep_seeds: bool = False
     max_replay_drop: float = 0.02
 
 

@@ -11,6 +11,7 @@ from visloop.assistant.blame import BlameCritic
 from visloop.assistant.cases import Case
 from visloop.assistant.cycle import Cycle, CycleResult, run_cycle
 from visloop.assistant.cycle_state import CycleState, load_state, open_state, save_state
+from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.pools import Pools
 from visloop.config_assistant import LearningConfig, ReflectionConfig
 from visloop.errors import ConfigError, DataError, ReplyError
@@ -127,6 +128,20 @@ def test_votes_evict_a_demonstration_that_misleads_but_not_one_whose_tool_was_wr
     assert entry.id not in {other.id for other in blamed.pools.demonstrations.entries}
     innocent = run(world, [misleading], ScriptedCritic({("t00", "global"): ("tool", 1), ("t00", "local"): ("tool", 1)}), pools=pools)
     assert [(other.id, other.score) for other in innocent.pools.demonstrations.entries] == [(entry.id, -2)]
+
+
+@pytest.mark.parametrize("keep_seeds", [False, True])
+def test_a_shipped_demonstration_stays_whatever_its_score_where_seeds_are_kept(world: World, keep_seeds: bool) -> None:
+    task = world.add("Is there a blue cell?", "red", "red")
+    program = "ANSWER0=VQA(image=IMAGE,question='What color is it?')\nFINAL_RESULT=RESULT(var=ANSWER0)"
+    shipped = replace(make_seed_pools("Is there a red cell?").demonstrations.entries[0], program=program, score=-2)
+    learned = replace(shipped, id="learned", instruction="Is there a teal cell?", provenance="accepted")
+    critic = ScriptedCritic({("t00", "global"): ("program", None)})
+    for entry in (shipped, learned):
+        pools = Pools(demonstrations=DemonstrationPool((entry,)))
+        result = run(world, [task], critic, pools=pools, learning=LearningConfig(keep_seeds=keep_seeds))
+        left = [other.score for other in result.pools.demonstrations.entries if other.id == entry.id]
+        assert left == ([-3] if keep_seeds and entry is shipped else []), entry.provenance
 
 
 def test_global_is_wrong_local_finds_it(world: World) -> None:

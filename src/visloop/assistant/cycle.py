@@ -182,7 +182,9 @@ class Cycle:
     def _vote(self, pools: Pools, votes: dict[str, int]) -> Pools:
         if not votes:
             return pools
-        return replace(pools, demonstrations=pools.demonstrations.vote(votes, self.parts.learning.min_score))
+        learning = self.parts.learning
+        voted = pools.demonstrations.vote(votes, learning.min_score, keep_seeds=learning.keep_seeds)
+        return replace(pools, demonstrations=voted)
 
     def close(self, state: CycleState, *, start: Pools, replay: Sequence[Task] = (), held_out: Sequence[Task] = ()) -> CycleResult:
         """Pass the gate and count.
