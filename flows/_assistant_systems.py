@@ -7,6 +7,7 @@ from pathlib import Path
 from flows._assistant_stages import change_assistant
 from flows._layout import Layout
 from visloop.config import Config
+from visloop.config_assistant import RetrievalChoice
 from visloop.errors import ConfigError
 
 
@@ -78,6 +79,10 @@ def _no_ensemble(config: Config) -> Config:
     return change_assistant(config, learning=replace(config.assistant.learning, ensemble=False))
 
 
+def _random_demonstrations(config: Config) -> Config:
+    return change_assistant(config, planner=replace(config.assistant.planner, retrieval=RetrievalChoice.random))
+
+
 ABLATIONS: dict[str, tuple[str, Callable[[Config], Config]]] = {
     "llm_update": ("+ LLM update only", _only_llm),
     "tool_update": ("+ tool update only", _only_tools),
@@ -86,6 +91,7 @@ ABLATIONS: dict[str, tuple[str, Callable[[Config], Config]]] = {
     "no_validation": ("all - validation", _no_validation),
     "no_failures": ("all - failures", _no_failures),
     "no_ensemble": ("all - ensemble", _no_ensemble),
+    "random_demonstrations": ("all - retrieval", _random_demonstrations),
 }
 
 

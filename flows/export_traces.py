@@ -27,6 +27,7 @@ from visloop.config import Config
 from visloop.config_assistant import ListBackend, PlannerConfig, ToolsConfig
 from visloop.errors import DataError
 from visloop.evaluation.tables import Table
+from visloop.ids import seed_for
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Feedback, Trace
 from visloop.records.shards import read_shard, write_shard
@@ -83,6 +84,7 @@ def export_programs(config: Config, layout: Layout) -> Any:
             encoder=open_encoder(planner),
             tools=list_tools(config.assistant.tools),
             vocabulary=frozenset(BASE_VOCABULARY),
+            seed=seed_for(config.seed, "plan"),
         )
         examples, rows = export_runs(read_runs(layout, numbers, people), parts=parts)
         write_shard(place / EXAMPLES_NAME, examples)

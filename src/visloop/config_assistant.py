@@ -85,6 +85,14 @@ class EncoderChoice(Enum):
     sentence = "sentence"
 
 
+class RetrievalChoice(Enum):
+    """Which demonstrations a planner is shown, or tries. ``similar``: those whose instructions are most like the task's (CLOVA 3.2);
+    ``random``: as many of the task's kind, drawn anew for each task (ablation)."""
+
+    similar = "similar"
+    random = "random"
+
+
 class CriticChoice(Enum):
     """Who writes critiques. ``llm``: a chat model; ``blame``: counterfactual re-runs and step confidence, no model."""
 
@@ -208,17 +216,18 @@ class ToolsConfig:
 
 @dataclass
 class PlannerConfig:
-    """Inference (CLOVA 3.2): how many demonstrations a prompt shows, and the switches of the ablations. ``failures_from``: failed
-    demonstrations are shown once a pool holds more than so many. ``candidates``: demonstrations that slot filling tries per task;
-    ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program; ``min_lm_confidence``: from which
-    probability on that of an LM that gives one, where slot filling is unsure. ``temperature``, ``top_p`` and ``max_new_tokens`` are
+    """Inference (CLOVA 3.2): which demonstrations a prompt shows (``retrieval``) and how many, and the switches of the ablations.
+    ``failures_from``: failed demonstrations are shown once a pool holds more than so many. ``candidates``: demonstrations that slot filling
+    tries per task; ``min_confidence``: from which confidence (0-1) on the hybrid takes slot filling's program; ``min_lm_confidence``: from
+    which probability on that of an LM that gives one, where slot filling is unsure. ``temperature``, ``top_p`` and ``max_new_tokens`` are
     the LLM's. ``search``: its task pack (a shipped name, or a folder), the ``words`` that it starts with, and in their place ``scorer``,
-    the folder of a learned scorer (empty: it has learned nothing yet). ``lm``: what the writer ``embedded`` is: a shipped name,
-    or a folder. ``seeds``: a file of demonstrations that the pools start with beside the shipped ones (JSON lines; empty: none)."""
+    the folder of a learned scorer (empty: it has learned nothing yet). ``lm``: what the writer ``embedded`` is: a shipped name, or a
+    folder. ``seeds``: a file of demonstrations that the pools start with beside the shipped ones (JSON lines; empty: none)."""
 
     choice: PlannerChoice = PlannerChoice.slot_filling
     writer: WriterChoice = WriterChoice.chat
     lm: str = "embedded/planner"
+    retrieval: RetrievalChoice = RetrievalChoice.similar
     encoder: EncoderChoice = EncoderChoice.words
     encoder_model: str = "sentence-transformers/all-MiniLM-L6-v2"
     demonstrations: dict[str, int] = field(default_factory=lambda: {"vqa": 4, "multi_image": 3, "editing": 4, "tagging": 8})

@@ -11,8 +11,9 @@ from tests.unit.test_slot_filling import COUNT, RELATION, ask, fail
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.llm_planner import read_plan, read_program
 from visloop.assistant.planner import FailedAttempt, open_planner
+from visloop.assistant.retrieval import draw_entries
 from visloop.chat.base import ChatReply, ChatRequest
-from visloop.config_assistant import PlannerChoice, PlannerConfig
+from visloop.config_assistant import PlannerChoice, PlannerConfig, RetrievalChoice
 from visloop.errors import ConfigError, ModelError
 from visloop.records.assistant import Demonstration, Proposal
 
@@ -158,6 +159,18 @@ def test_shards_and_order_do_not_change_the_draws() -> None:
         request.id: request.seed for request in both.requests
     }.items()
     assert run(seed=4)[1].requests[0].seed != alone.requests[0].seed
+
+
+def test_demonstrations_may_be_drawn_at_random_in_place_of_the_most_similar() -> None:
+    others = [make(f"Is thing {number} here?") for number in range(20)]
+    pool = DemonstrationPool((*others, *map(as_plan, others), COUNT, as_plan(COUNT), *failures(30)))
+    nearest, _ = run(pool=pool, demonstrations={"vqa": 3})
+    drawn = [run(pool=pool, demonstrations={"vqa": 3}, retrieval=RetrievalChoice.random, seed=seed)[0] for seed in (0, 0, 1)]
+    assert {COUNT.id, as_plan(COUNT).id} <= set(nearest.demonstrations)
+    assert drawn[0] == drawn[1] and drawn[0].demonstrations != drawn[2].demonstrations
+    programs = draw_entries(TASK, [*others, COUNT], most=3, seed=1)
+    failed = draw_entries(TASK, failures(30), most=3, seed=1)
+    assert set(drawn[2].demonstrations[3:]) == {entry.id for entry in (*programs, *failed)}, "plans come first, then programs and failures"
 
 
 def test_a_backend_that_swallows_requests_is_an_error() -> None:

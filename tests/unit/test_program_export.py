@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.scripted_chat import ScriptedChat
+from tests.unit.test_demonstrations import make
 from tests.unit.test_llm_planner import as_plan
 from tests.unit.test_slot_filling import COUNT, RELATION, ask
 from visloop.assistant.demonstrations import DemonstrationPool
@@ -16,7 +17,7 @@ from visloop.assistant.planner import open_planner
 from visloop.assistant.pools import Pools
 from visloop.assistant.retrieval import MaskedEncoder, WordEncoder
 from visloop.chat.base import ChatReply
-from visloop.config_assistant import PlannerChoice, PlannerConfig
+from visloop.config_assistant import PlannerChoice, PlannerConfig, RetrievalChoice
 from visloop.errors import DataError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Feedback, Proposal, Task, Trace
@@ -31,9 +32,9 @@ PROGRAM = "BOX0=LOC(image=IMAGE,object='star')\nANSWER0=COUNT(box=BOX0)\nFINAL_R
 POOL = DemonstrationPool((RELATION, COUNT, as_plan(RELATION), as_plan(COUNT)))
 
 
-def make_parts(**changes: object) -> ExportParts:
+def make_parts(seed: int = 0, **changes: object) -> ExportParts:
     planner = PlannerConfig(**changes)  # type: ignore[arg-type]
-    return ExportParts(planner=planner, prompts=PromptSet("full"), encoder=WordEncoder(), tools=SHIPPED)
+    return ExportParts(planner=planner, prompts=PromptSet("full"), encoder=WordEncoder(), tools=SHIPPED, seed=seed)
 
 
 def make_trace(name: str, task: Task = STARS, *, program: str = PROGRAM, plan: tuple[str, ...] = PLAN, **changes: object) -> Trace:
@@ -59,7 +60,7 @@ def make_runs(
 
 
 def export(*cycles: CycleRuns, **changes: object) -> tuple[list[ProgramExample], list[ExportRow]]:
-    return export_runs(cycles, parts=make_parts(**changes))
+    return export_runs(cycles, parts=make_parts(**changes))  # type: ignore[arg-type]
 
 
 def test_an_example_is_what_the_llm_planner_would_ask_and_what_was_right() -> None:
@@ -71,6 +72,18 @@ def test_an_example_is_what_the_llm_planner_would_ask_and_what_was_right() -> No
         assert [(turn.role, turn.text) for turn in example.turns] == [("user", request.messages[0].text), ("assistant", answer)]
     assert read_plan(ChatReply(text=plan.turns[1].text, finish="stop")) == PLAN, "the planner reads what the example teaches"
     assert dict.fromkeys([*plan.shown, *program.shown]) == dict.fromkeys(proposal.demonstrations)
+
+
+def test_demonstrations_that_are_drawn_are_those_that_the_planner_draws() -> None:
+    pool = POOL.add([make(f"Is thing {number} here?") for number in range(20)])
+    config = {"retrieval": RetrievalChoice.random, "use_plan": False}
+    shown = []
+    for seed in (3, 4):
+        [program], _ = export(make_runs((make_trace("t"), True), pool=pool), seed=seed, **config)
+        planner = open_planner(PlannerConfig(choice=PlannerChoice.llm, **config), chat=ScriptedChat(lambda request: PROGRAM))  # type: ignore[arg-type]
+        assert planner.propose([STARS], pool=pool, seed=seed)[0].demonstrations == program.shown
+        shown.append(program.shown)
+    assert shown[0] != shown[1]
 
 
 def test_an_example_names_where_it_comes_from() -> None:

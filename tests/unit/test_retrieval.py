@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from tests.unit.test_demonstrations import make
+from tests.unit.test_slot_filling import ask
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.lexicon import build_lexicon, normalize_word, pluralize_word, split_words
-from visloop.assistant.retrieval import MaskedEncoder, WordEncoder, retrieve
+from visloop.assistant.retrieval import MaskedEncoder, WordEncoder, choose_entries, draw_entries, retrieve
+from visloop.config_assistant import RetrievalChoice
 from visloop.errors import ConfigError
 from visloop.records.assistant import Demonstration
 
@@ -36,6 +38,33 @@ def test_the_most_similar_stands_last_and_no_more_than_wanted() -> None:
 def test_of_equally_similar_ones_the_later_counts_as_nearer() -> None:
     twins = [show("Blur the star."), show("Blur the star!", provenance="repaired")]
     assert [entry for entry, _ in retrieve("Blur the star", twins, encoder=WordEncoder(), most=1)] == [twins[1]]
+
+
+def test_a_random_draw_depends_on_seed_task_and_entry_alone() -> None:
+    entries = [show(f"Blur thing {number}.") for number in range(30)]
+    task, other = ask("Blur thing 7."), ask("Blur thing 8.")
+    drawn = draw_entries(task, entries, most=4, seed=0)
+    assert (
+        len(set(drawn)) == 4
+        and drawn == draw_entries(task, entries[::-1], most=4, seed=0) == draw_entries(task, entries, most=9, seed=0)[:4]
+    )
+    assert drawn != draw_entries(other, entries, most=4, seed=0) and drawn != draw_entries(task, entries, most=4, seed=1)
+    grown = draw_entries(task, [*entries, show("Blur another.")], most=4, seed=0)
+    assert len(set(grown) & set(drawn)) >= 3, "one more entry exchanges at most one"
+    first = [draw_entries(task, entries, most=1, seed=seed)[0].instruction for seed in range(300)]
+    assert len(set(first)) == 30 and max(first.count(name) for name in set(first)) < 30, "no entry is preferred"
+    assert len(draw_entries(task, entries[:2], most=4, seed=0)) == 2 and draw_entries(task, entries, most=0, seed=0) == []
+    with pytest.raises(ConfigError, match="-1 demonstrations"):
+        draw_entries(task, entries, most=-1, seed=0)
+
+
+def test_planner_retrieval_says_which_entries_are_chosen() -> None:
+    entries, task = [BLUR, COUNT, REPLACE], ask("Replace the dog with a cat.", "editing")
+    options = {"encoder": WordEncoder(), "most": 2, "seed": 3}
+    similar = choose_entries(task, entries, choice=RetrievalChoice.similar, **options)  # type: ignore[arg-type]
+    assert similar == [entry for entry, _ in retrieve(task.instruction, entries, encoder=WordEncoder(), most=2)]
+    drawn = choose_entries(task, entries, choice=RetrievalChoice.random, **options)  # type: ignore[arg-type]
+    assert drawn == draw_entries(task, entries, most=2, seed=3)[::-1], "what comes first stands last, as the most similar does"
 
 
 def test_plan_and_program_say_nothing_to_retrieval() -> None:

@@ -12,9 +12,10 @@ from visloop.assistant.grammar import parse_program
 from visloop.assistant.lexicon import build_lexicon, split_words
 from visloop.assistant.planner import FailedAttempt, open_planner
 from visloop.assistant.proposals import find_problems, normalize_program
+from visloop.assistant.retrieval import draw_entries
 from visloop.assistant.slot_filling import SlotFillingPlanner
 from visloop.assistant.templates import Slot, build_template
-from visloop.config_assistant import PlannerConfig
+from visloop.config_assistant import PlannerConfig, RetrievalChoice
 from visloop.errors import ConfigError
 from visloop.records.assistant import Critique, Demonstration, Proposal, Task, TaskKind
 from visloop.scenes.workshop import BASE_WORDS
@@ -272,3 +273,14 @@ def test_what_is_asked_of_two_things_is_composed_in_the_first_repair(instruction
     first, *later = repair(instruction, kind, most=1)
     assert line not in first.program
     assert line in later[0].program and later[0].author == "slot_filling" and later[0].plan
+
+
+def test_forms_may_be_tried_in_the_order_of_a_draw() -> None:
+    task, pool = ask("How many bars are there?"), DemonstrationPool((RELATION, COUNT))
+    assert open_filling(candidates=1).propose([task], pool=pool)[0].demonstrations == (COUNT.id,)
+    for seed in range(12):
+        [first] = draw_entries(task, pool.entries, most=1, seed=seed)
+        [found] = open_filling(candidates=1, retrieval=RetrievalChoice.random).propose([task], pool=pool, seed=seed)
+        assert found.status == ("ok" if first == COUNT else "failed"), "the only form that is tried is the one that was drawn"
+    [both] = open_filling(candidates=2, retrieval=RetrievalChoice.random).propose([task], pool=pool, seed=0)
+    assert both.demonstrations == (COUNT.id,), "of those that are tried the best fitting one is taken"

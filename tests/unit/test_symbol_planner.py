@@ -9,12 +9,12 @@ from tests.unit.test_slot_filling import COUNT, RELATION, ask, fail
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.lexicon import FUNCTION_WORDS
 from visloop.assistant.planner import HybridPlanner
-from visloop.assistant.retrieval import WordEncoder
+from visloop.assistant.retrieval import WordEncoder, draw_entries
 from visloop.assistant.slot_filling import SlotFillingPlanner
 from visloop.assistant.symbol_planner import SymbolPlanner
 from visloop.assistant.symbols import CLOSE, OPEN
 from visloop.chat.symbol_rows import PROGRAM_START, SymbolPrompt, WrittenRow, code_entries
-from visloop.config_assistant import PlannerConfig
+from visloop.config_assistant import PlannerConfig, RetrievalChoice
 
 POOL = DemonstrationPool((RELATION, COUNT))
 COUNTS = f"1: LOC IMAGE {OPEN} <p0> {CLOSE} 2: COUNT v0 3: RESULT v1"
@@ -39,9 +39,9 @@ class ScriptedWriter:
         return [WrittenRow(symbols=tuple(text.split()), log_probability=chance, finished=True) for text, chance in rows]
 
 
-def open_writer(script: Script, **changes: int) -> tuple[SymbolPlanner, ScriptedWriter]:
+def open_writer(script: Script, **changes: object) -> tuple[SymbolPlanner, ScriptedWriter]:
     writer = ScriptedWriter(script)
-    config = PlannerConfig(demonstrations={"vqa": 4}, **changes)  # type: ignore[arg-type]
+    config = PlannerConfig(**({"demonstrations": {"vqa": 4}} | changes))  # type: ignore[arg-type]
     return SymbolPlanner(writer=writer, config=config, encoder=WordEncoder(), vocabulary=frozenset({"red", "star", "circle"})), writer
 
 
@@ -54,6 +54,18 @@ def test_every_wording_that_is_near_gives_a_prompt_and_one_has_no_demonstration(
     assert proposal.program == "BOX0=LOC(image=IMAGE,object='red circle')\nANSWER0=COUNT(box=BOX0)\nFINAL_RESULT=RESULT(var=ANSWER0)"
     assert (proposal.author, proposal.confidence, proposal.plan, proposal.replies) == ("lm:scripted", 0.9048, (), (COUNTS,))
     assert proposal.demonstrations == ("twin",)
+
+
+def test_demonstrations_may_be_drawn_at_random():
+    seen = set()
+    for seed in range(12):
+        planner, writer = open_writer(lambda prompt: (COUNTS, -0.1), retrieval=RetrievalChoice.random, demonstrations={"vqa": 1})
+        task = ask("How many red circles are there?")
+        planner.propose([task], pool=POOL, seed=seed)
+        [first] = draw_entries(task, POOL.entries, most=1, seed=seed)
+        seen.add(first.id)
+        assert (writer.prompts[0].shown[0][0] == writer.prompts[0].asked) == (first == COUNT)
+    assert seen == {COUNT.id, RELATION.id}, "the nearest one is not always shown"
 
 
 def test_the_likeliest_program_that_can_be_run_and_speaks_of_every_known_concept_is_proposed():

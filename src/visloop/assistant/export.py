@@ -58,13 +58,15 @@ class ExportRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportParts:
-    """How prompts are written: by the planner's settings, with the tools that it may use; ``vocabulary`` is masked for retrieval."""
+    """How prompts are written: by the planner's settings, with the tools that it may use; ``vocabulary`` is masked for retrieval. ``seed``
+    is the planner's: demonstrations that are drawn at random are those that it draws."""
 
     planner: PlannerConfig
     prompts: PromptSet
     encoder: Encoder
     tools: ToolCatalogue
     vocabulary: frozenset[str] = frozenset()
+    seed: int = 0
 
 
 def export_runs(cycles: Iterable[CycleRuns], *, parts: ExportParts) -> tuple[list[ProgramExample], list[ExportRow]]:
@@ -146,7 +148,7 @@ class _Writer:
     def _write_one(self, task: Task, trace: Trace, *, kind: DemonstrationKind, plan: Sequence[str], answer: str) -> ProgramExample:
         parts = self._parts
         others = DemonstrationPool(tuple(entry for entry in self._pool.entries if entry.instruction != task.instruction))
-        shown = choose_demonstrations(task, kind, pool=others, encoder=self._encoder, config=parts.planner)
+        shown = choose_demonstrations(task, kind, pool=others, encoder=self._encoder, config=parts.planner, seed=parts.seed)
         prompt = write_prompt(task, kind, shown=shown, prompts=parts.prompts, tools=parts.tools, use_plan=bool(plan), plan=plan)
         provenance: Provenance = "repaired" if trace.id in self._repaired else "accepted"
         return ProgramExample(

@@ -87,17 +87,17 @@ class LlmPlanner:
                 if draft.attempt and draft.attempt.critique.culprit == "program" and draft.attempt.proposal.plan:
                     draft.plan = draft.attempt.proposal.plan
                 else:
-                    self._open(draft, "plan", pool=pool, encoder=encoder)
+                    self._open(draft, "plan", pool=pool, encoder=encoder, seed=seed)
             self._converse(drafts, "plan", seed=seed)
         for draft in drafts:
             if draft.status == "ok":
-                self._open(draft, "program", pool=pool, encoder=encoder)
+                self._open(draft, "program", pool=pool, encoder=encoder, seed=seed)
         self._converse(drafts, "program", seed=seed)
         return [self._close(draft) for draft in drafts]
 
-    def _open(self, draft: _Draft, kind: DemonstrationKind, *, pool: DemonstrationPool, encoder: Encoder) -> None:
+    def _open(self, draft: _Draft, kind: DemonstrationKind, *, pool: DemonstrationPool, encoder: Encoder, seed: int) -> None:
         """Write the first turn of a plan's or a program's dialogue."""
-        shown = choose_demonstrations(draft.task, kind, pool=pool, encoder=encoder, config=self.config)
+        shown = choose_demonstrations(draft.task, kind, pool=pool, encoder=encoder, config=self.config, seed=seed)
         text = write_prompt(
             draft.task,
             kind,

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.proposals import FailedAttempt
-from visloop.assistant.retrieval import Encoder, retrieve
+from visloop.assistant.retrieval import Encoder, choose_entries
 from visloop.config_assistant import PlannerConfig
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Demonstration, DemonstrationKind, Task
 from visloop.tools.base import ToolCatalogue
 
 Shown = tuple[list[Demonstration], list[Demonstration]]
-"""Successes and failures, most similar last."""
+"""Successes and failures, most similar last; in the order of the draw, reversed, where they are drawn at random."""
 
 
 def choose_demonstrations(
-    task: Task, kind: DemonstrationKind, *, pool: DemonstrationPool, encoder: Encoder, config: PlannerConfig
+    task: Task, kind: DemonstrationKind, *, pool: DemonstrationPool, encoder: Encoder, config: PlannerConfig, seed: int
 ) -> Shown:
-    """Successes and failures to show; no failures before their pool is large enough.
+    """Successes and failures to show; no failures before their pool is large enough. ``seed`` is that of the draw where
+    ``planner.retrieval`` is random.
 
     Raises:
         ConfigError: no number of demonstrations for the task's kind.
@@ -29,7 +30,9 @@ def choose_demonstrations(
     good, bad = pool.find(kind, "success", task.kind), pool.find(kind, "failure", task.kind)
     if not config.use_failures or len(bad) <= config.failures_from:
         bad = ()
-    first, second = ([entry for entry, _ in retrieve(task.instruction, entries, encoder=encoder, most=most)] for entries in (good, bad))
+    first, second = (
+        choose_entries(task, entries, choice=config.retrieval, encoder=encoder, most=most, seed=seed) for entries in (good, bad)
+    )
     return first, second
 
 

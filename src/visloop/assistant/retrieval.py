@@ -1,4 +1,4 @@
-"""Retrieval of demonstrations by the embedding of the instruction alone (CLOVA 3.2).
+"""Retrieval of demonstrations by the embedding of the instruction alone (CLOVA 3.2), and the random draw in its place.
 
 What an instruction is about (its concept words) says little about which program it needs, so an encoder is wrapped in
 ``MaskedEncoder``, which shows it ``things`` in their place.
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visloop.assistant.lexicon import FUNCTION_WORDS, Lexicon, split_words
+from visloop.config_assistant import RetrievalChoice
 from visloop.errors import ConfigError
-from visloop.records.assistant import Demonstration
+from visloop.ids import seed_for
+from visloop.records.assistant import Demonstration, Task
 
 Floats = NDArray[np.float32]
 
@@ -75,14 +77,47 @@ def retrieve(instruction: str, entries: Sequence[Demonstration], *, encoder: Enc
     Raises:
         ConfigError: ``most`` is negative.
     """
-    if most < 0:
-        raise ConfigError(f"planner.demonstrations: {most} demonstrations were asked for; use 0 or more")
+    _check_number(most)
     if not entries or most == 0:
         return []
     vectors = encoder.encode([instruction, *(entry.instruction for entry in entries)])
     similarities = vectors[1:] @ vectors[0]
     order = np.argsort(similarities.round(5), kind="stable")[-most:]
     return [(entries[index], float(similarities[index])) for index in order]
+
+
+def draw_entries(task: Task, entries: Sequence[Demonstration], *, most: int, seed: int) -> list[Demonstration]:
+    """``most`` entries drawn at random without replacement, the first drawn first.
+
+    The place of an entry depends on ``seed``, the task and the entry alone: neither the order of pool and tasks nor the other entries
+    change it, so that a pool that has grown by one entry gives a draw with at most that one exchanged.
+
+    Raises:
+        ConfigError: ``most`` is negative.
+    """
+    _check_number(most)
+    return sorted(entries, key=lambda entry: (seed_for(seed, "retrieval", task.id, entry.id), entry.id))[:most]
+
+
+def choose_entries(
+    task: Task, entries: Sequence[Demonstration], *, choice: RetrievalChoice, encoder: Encoder, most: int, seed: int
+) -> list[Demonstration]:
+    """The ``most`` entries that ``planner.retrieval`` gives a task, the most similar (or first drawn) last.
+
+    Args:
+        seed: of the draw; similar entries need none.
+
+    Raises:
+        ConfigError: ``most`` is negative.
+    """
+    if choice is RetrievalChoice.random:
+        return draw_entries(task, entries, most=most, seed=seed)[::-1]
+    return [entry for entry, _ in retrieve(task.instruction, entries, encoder=encoder, most=most)]
+
+
+def _check_number(most: int) -> None:
+    if most < 0:
+        raise ConfigError(f"planner.demonstrations: {most} demonstrations were asked for; use 0 or more")
 
 
 def _normalize_rows(rows: Floats) -> Floats:

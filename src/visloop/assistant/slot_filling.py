@@ -24,7 +24,7 @@ from visloop.assistant.proposals import (
     pair_attempts,
 )
 from visloop.assistant.relations import find_relations, relate_program
-from visloop.assistant.retrieval import Encoder, MaskedEncoder, retrieve
+from visloop.assistant.retrieval import Encoder, MaskedEncoder, choose_entries
 from visloop.assistant.templates import Template, build_template
 from visloop.config_assistant import PlannerConfig
 from visloop.errors import ProgramError
@@ -72,26 +72,27 @@ class SlotFillingPlanner:
     def propose(
         self, tasks: Sequence[Task], *, pool: DemonstrationPool, attempts: Sequence[FailedAttempt | None] | None = None, seed: int = 0
     ) -> list[Proposal]:
-        """One proposal per task, in order; no random draw. Without a candidate that can be run, and that uses every known concept of the
-        instruction, the status is ``failed``."""
+        """One proposal per task, in order; no random draw but that of demonstrations (``planner.retrieval``). Without a candidate that can
+        be run, and that uses every known concept of the instruction, the status is ``failed``."""
         return [
-            self._propose(task, pool=pool, attempt=attempt) for task, attempt in zip(tasks, pair_attempts(tasks, attempts), strict=True)
+            self._propose(task, pool=pool, attempt=attempt, seed=seed)
+            for task, attempt in zip(tasks, pair_attempts(tasks, attempts), strict=True)
         ]
 
-    def list_candidates(self, task: Task, *, pool: DemonstrationPool, repair: bool = False) -> list[Candidate]:
+    def list_candidates(self, task: Task, *, pool: DemonstrationPool, repair: bool = False, seed: int = 0) -> list[Candidate]:
         """All readings of a task's instruction that can be run and use every known concept, best first; programs differ. In ``repair``
-        every form is tried, and also with slots filled loosely."""
+        every form is tried, and also with slots filled loosely. ``seed`` is that of the draw where ``planner.retrieval`` is random."""
         lexicon, _, _ = self._prepare(pool)
         found: dict[str, Candidate] = {}
-        for reading in self._list_readings(task, pool=pool, repair=repair):
+        for reading in self._list_readings(task, pool=pool, repair=repair, seed=seed):
             if (candidate := reading.fill()) is not None:
                 self._keep(candidate, found, task, lexicon)
         return sorted(found.values(), key=lambda candidate: -candidate.score)
 
-    def _find_first(self, task: Task, *, pool: DemonstrationPool, failed: Collection[str]) -> Candidate | None:
+    def _find_first(self, task: Task, *, pool: DemonstrationPool, failed: Collection[str], seed: int) -> Candidate | None:
         """The best of ``list_candidates`` that is none of the ``failed`` programs. Programs are written and checked only until then."""
         lexicon, _, _ = self._prepare(pool)
-        for reading in sorted(self._list_readings(task, pool=pool), key=lambda reading: -reading.alignment.score):
+        for reading in sorted(self._list_readings(task, pool=pool, seed=seed), key=lambda reading: -reading.alignment.score):
             candidate = reading.fill()
             if candidate is None or find_unused(task.instruction, candidate.program, lexicon=lexicon):
                 continue
@@ -100,15 +101,15 @@ class SlotFillingPlanner:
                 return candidate
         return None
 
-    def _list_readings(self, task: Task, *, pool: DemonstrationPool, repair: bool = False) -> list["_Reading"]:
-        """The instruction read as each form of the nearest demonstrations, the nearest form first."""
+    def _list_readings(self, task: Task, *, pool: DemonstrationPool, repair: bool = False, seed: int) -> list["_Reading"]:
+        """The instruction read as each form of the nearest demonstrations, or of the first that are drawn; the nearest form first."""
         lexicon, encoder, templates = self._prepare(pool)
         words = split_words(task.instruction)
         entries = pool.find("program", "success", task.kind)
-        nearest = retrieve(task.instruction, entries, encoder=encoder, most=len(entries))
+        ordered = choose_entries(task, entries, choice=self.config.retrieval, encoder=encoder, most=len(entries), seed=seed)
         forms: set[Hashable] = set()
         readings: list[_Reading] = []
-        for entry, _ in reversed(nearest):
+        for entry in reversed(ordered):
             template = self._template_of(entry, lexicon, templates)
             if template is None or template.form in forms:
                 continue
@@ -120,7 +121,7 @@ class SlotFillingPlanner:
             readings += [_Reading(entry, template, tuple(words), alignment) for alignment in alignments]
         return readings
 
-    def list_composed(self, task: Task, *, pool: DemonstrationPool) -> list[Candidate]:
+    def list_composed(self, task: Task, *, pool: DemonstrationPool, seed: int = 0) -> list[Candidate]:
         """Readings of a task's instruction as two, each of which a demonstration fits; best first, programs differ. One that takes up an
         instruction about two things has the same form for both; one about things in a relation to others narrows the program for these
         things."""
@@ -130,7 +131,8 @@ class SlotFillingPlanner:
         for split in split_instruction(task.instruction, lexicon=lexicon):
             if split.kind == "pair" and not split.joined:
                 continue
-            parts = [self.list_candidates(replace(task, instruction=text), pool=pool)[:_MOST_FORMS] for text in (split.first, split.second)]
+            read = [self.list_candidates(replace(task, instruction=text), pool=pool, seed=seed) for text in (split.first, split.second)]
+            parts = [candidates[:_MOST_FORMS] for candidates in read]
             for first, second in product(*parts):
                 if split.kind == "pair" and list_tools(first.program) != list_tools(second.program):
                     continue
@@ -153,7 +155,7 @@ class SlotFillingPlanner:
                     )
                     self._keep(candidate, found, task, lexicon)
         for relation in find_relations(task.instruction, lexicon=lexicon):
-            for part in self.list_candidates(replace(task, instruction=relation.first), pool=pool)[:_MOST_FORMS]:
+            for part in self.list_candidates(replace(task, instruction=relation.first), pool=pool, seed=seed)[:_MOST_FORMS]:
                 related = relate_program(part.plan, part.program, relation=relation, find_signature=self.find_signature)
                 if related is not None:
                     plan, program = related
@@ -172,15 +174,15 @@ class SlotFillingPlanner:
         if not find_problems(candidate.program, task=task, find_signature=self.find_signature):
             found[form] = candidate
 
-    def _propose(self, task: Task, *, pool: DemonstrationPool, attempt: FailedAttempt | None) -> Proposal:
+    def _propose(self, task: Task, *, pool: DemonstrationPool, attempt: FailedAttempt | None, seed: int) -> Proposal:
         failed = list_failed_programs(task, pool=pool, attempt=attempt)
-        best = None if attempt is not None else self._find_first(task, pool=pool, failed=failed)
+        best = None if attempt is not None else self._find_first(task, pool=pool, failed=failed, seed=seed)
         if best is not None:
             return self._propose_candidate(task, best)
-        candidates = self.list_candidates(task, pool=pool, repair=attempt is not None)
+        candidates = self.list_candidates(task, pool=pool, repair=attempt is not None, seed=seed)
         if attempt is not None:
             known = {normalize_program(candidate.program) for candidate in candidates}
-            composed = self.list_composed(task, pool=pool)
+            composed = self.list_composed(task, pool=pool, seed=seed)
             candidates += [candidate for candidate in composed if normalize_program(candidate.program) not in known]
         if attempt is not None:
             tried = Counter(list_tools(program) for program in failed)

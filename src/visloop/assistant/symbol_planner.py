@@ -22,7 +22,7 @@ from visloop.assistant.proposals import (
     normalize_program,
     pair_attempts,
 )
-from visloop.assistant.retrieval import Encoder, MaskedEncoder, retrieve
+from visloop.assistant.retrieval import Encoder, MaskedEncoder, choose_entries
 from visloop.assistant.symbol_grammar import SymbolGrammar
 from visloop.assistant.symbols import SymbolRow, decode_program, encode_instruction, encode_program
 from visloop.chat.symbol_rows import SymbolPrompt, WrittenRow
@@ -76,7 +76,8 @@ class SymbolPlanner:
     def propose(
         self, tasks: Sequence[Task], *, pool: DemonstrationPool, attempts: Sequence[FailedAttempt | None] | None = None, seed: int = 0
     ) -> list[Proposal]:
-        """One proposal per task, in order; no random draw. A program that failed is not proposed again: the next likely one is.
+        """One proposal per task, in order; no random draw but that of demonstrations (``planner.retrieval``). A program that failed is not
+        proposed again: the next likely one is.
 
         Raises:
             ConfigError: no number of demonstrations for a task's kind, or attempts that belong to other tasks.
@@ -86,7 +87,7 @@ class SymbolPlanner:
         paired = pair_attempts(tasks, attempts)
         encode = partial(encode_instruction, words=self.writer.words - lexicon.concepts, is_sure=lexicon.is_sure)
         rows = [encode(task.instruction) for task in tasks]
-        options = [[*self._choose(task, pool=pool, encoder=encoder, encode=encode), None] for task in tasks]
+        options = [[*self._choose(task, pool=pool, encoder=encoder, encode=encode, seed=seed), None] for task in tasks]
         prompts = [
             self._make_prompt(task, row, shown) for task, row, choices in zip(tasks, rows, options, strict=True) for shown in choices
         ]
@@ -98,13 +99,16 @@ class SymbolPlanner:
             proposals.append(self._pick(task, row, drafts, lexicon=lexicon, failed=failed))
         return proposals
 
-    def _choose(self, task: Task, *, pool: DemonstrationPool, encoder: MaskedEncoder, encode: Callable[[str], SymbolRow]) -> list[_Shown]:
-        """The nearest demonstrations of different wordings that the LM can read, the nearest first."""
+    def _choose(
+        self, task: Task, *, pool: DemonstrationPool, encoder: MaskedEncoder, encode: Callable[[str], SymbolRow], seed: int
+    ) -> list[_Shown]:
+        """The nearest demonstrations, or the first that are drawn, of different wordings that the LM can read; the nearest first."""
         entries = pool.find("program", "success", task.kind)
         most = self.config.count_shown(task.kind)
         known = set(self.writer.vocabulary)
         found: dict[tuple[str, ...], _Shown] = {}
-        for entry, _ in reversed(retrieve(task.instruction, entries, encoder=encoder, most=len(entries))):
+        ordered = choose_entries(task, entries, choice=self.config.retrieval, encoder=encoder, most=len(entries), seed=seed)
+        for entry in reversed(ordered):
             if len(found) == most:
                 break
             row = encode(entry.instruction)
