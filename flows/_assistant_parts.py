@@ -18,6 +18,7 @@ from visloop.assistant.material import TeachingSources, adapt_tools, plan_tools
 from visloop.assistant.planner import open_planner
 from visloop.assistant.providers import DataProvider
 from visloop.assistant.runs import CycleParts
+from visloop.assistant.safety import Safety
 from visloop.assistant.sources import LeftOut, NotedProvider, Shelf, list_files, open_drawn, open_regions, open_search
 from visloop.chat.base import ChatModel
 from visloop.chat.factory import cached_chat
@@ -116,7 +117,19 @@ class Workbench:
         tools = adapt_tools(self.assistant.tools, learning=self.assistant.learning)
         drawn = self.assistant.tasks.name is TaskSource.workshop  # the drawn world has sets and flags of its own
         facts = tools.facts or (FACTS.as_posix() if drawn else "")
-        return open_toolbox(replace(tools, facts=facts), pool=PromptPool(), chat=self.chat, answer=self.ask_agents, root=self.lessons)
+        return open_toolbox(
+            replace(tools, facts=facts),
+            pool=PromptPool(),
+            chat=self.chat,
+            answer=self.ask_agents,
+            open_check=self.safety.open_check if self.safety.checks_pictures else None,
+            root=self.lessons,
+        )
+
+    @cached_property
+    def safety(self) -> Safety:
+        """What is never taken; its classifier is loaded when a picture is first fetched or painted."""
+        return Safety(self.assistant.safety)
 
     def ask_agents(self, questions: Sequence[tuple[str, Image.Image]]) -> list[str]:
         """Answers of the two agents of Insight-V (``tools.vqa=agents``): the trained reasoner's chain, then the summarizer's answer."""
@@ -154,6 +167,7 @@ class Workbench:
                 inference=open_inference(assistant.reflection, chat=self.chat, prompts=prompts),
                 out=self.material,
                 prefix=self.material_name,
+                safety=self.safety,
             ),
             plan=plan_tools(assistant.tools, validate=learning.validate),
             give_feedback=self.give_feedback,
@@ -179,7 +193,7 @@ class Workbench:
 
     @property
     def _shelf(self) -> Shelf:
-        return Shelf(out=self.material, prefix=self.material_name, note=self.note_left_out)
+        return Shelf(out=self.material, prefix=self.material_name, note=self.note_left_out, safety=self.safety)
 
     @cached_property
     def drawn(self) -> NotedProvider:

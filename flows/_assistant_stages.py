@@ -193,8 +193,8 @@ def tool_inputs(assistant: AssistantConfig) -> dict[str, Path]:
 
 
 def part_inputs(config: Config, layout: Layout) -> dict[str, Path]:
-    """What a stage that plans and runs programs reads besides tasks and pools: the tools', the scorer or task pack of the program search,
-    the LM that writes programs, and the two agents where they answer for VQA."""
+    """What a stage that plans and runs programs reads besides tasks and pools: the tools', the classifier of pictures, the scorer or task
+    pack of the program search, the LM that writes programs, and the two agents where they answer for VQA."""
     planner, inputs = config.assistant.planner, tool_inputs(config.assistant)
     if planner.choice is PlannerChoice.search and planner.scorer:
         inputs["scorer"] = Path(planner.scorer)
@@ -202,6 +202,8 @@ def part_inputs(config: Config, layout: Layout) -> dict[str, Path]:
         inputs["pack"] = Path(planner.pack)
     if planner.asks(WriterChoice.embedded) and (source := Path(resolve_model(planner.lm))).is_dir():
         inputs["planner"] = source
+    if (classifier := config.assistant.safety.classifier) and (source := Path(resolve_model(classifier))).is_dir():
+        inputs["safety"] = source
     if config.assistant.tools.vqa is VqaBackend.agents:
         inputs |= {role: layout.model(role) for role in ("reasoner", "summarizer")}
     return inputs
@@ -209,7 +211,7 @@ def part_inputs(config: Config, layout: Layout) -> dict[str, Path]:
 
 def _learning_config(config: Config) -> dict[str, Any]:
     assistant = asdict(config.assistant)
-    parts = {key: assistant[key] for key in ("tools", "planner", "reflection", "learning", "providers")}
+    parts = {key: assistant[key] for key in ("tools", "planner", "reflection", "learning", "providers", "safety")}
     agents = {"base": asdict(config.base), "answer": asdict(config.answer), "prompts": hash_prompts(config)}
     return {
         **parts,

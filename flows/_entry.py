@@ -139,6 +139,7 @@ def needs_hub(config: Config) -> bool:
     chats = [*list_models(config), *([config.llm] if assistant.asks_llm() else [])]
     names = [model.model for model in chats if model.backend is Backend.transformers]
     names += [model.model for model in assistant.tools.list_models().values()]
+    names += [assistant.safety.classifier] if assistant.safety.classifier else []
     if assistant.planner.asks(WriterChoice.embedded):
         names.append(assistant.planner.lm)
     if assistant.planner.encoder is EncoderChoice.sentence:

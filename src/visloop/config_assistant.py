@@ -6,7 +6,7 @@ Numbers here are neutral starts; the papers' numbers and the embedded default's 
 from dataclasses import dataclass, field
 from enum import Enum
 
-from visloop.config_providers import NegativeSource, ProvidersConfig
+from visloop.config_providers import NegativeSource, ProvidersConfig, SafetyConfig
 from visloop.errors import ConfigError
 
 
@@ -342,6 +342,7 @@ class AssistantConfig:
     reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
     providers: ProvidersConfig = field(default_factory=ProvidersConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
 
     def asks_llm(self) -> bool:

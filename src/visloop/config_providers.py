@@ -1,4 +1,5 @@
-"""The typed schema of where the assistant's tools get learning data (CLOVA 3.4). Part of ``visloop.config_assistant``.
+"""The typed schema of where the assistant's tools get learning data (CLOVA 3.4), and of what is never taken. Part of
+``visloop.config_assistant``.
 
 The drawn collection is the default: it needs no network and no download. The rest is CLOVA's own: LVIS files, a search over HTTP,
 negatives that an LLM names.
@@ -6,6 +7,8 @@ negatives that an LLM names.
 
 from dataclasses import dataclass, field
 from enum import Enum
+
+from visloop.errors import ConfigError
 
 
 class RegionSource(Enum):
@@ -46,7 +49,8 @@ class SearchConfig:
     most; ``store``: a folder that keeps what was fetched, so that the same search is answered from there (empty: only what tools are
     taught with is kept, in the cycle's folder); ``timeout_seconds`` to connect and between bytes, ``deadline_seconds`` for one
     download; ``max_bytes`` and ``max_redirects`` of it; ``min_side`` in pixels and ``max_aspect`` (longer side over shorter) of a
-    picture; ``allow_private``: also fetch from addresses of the own network."""
+    picture; ``allow_private``: also fetch from addresses of the own network; ``safe``: ask for no sensitive results, and refuse those
+    that the service marks as such."""
 
     source: SearchSource = SearchSource.folder
     folder: str = ""
@@ -61,6 +65,7 @@ class SearchConfig:
     min_side: int = 4
     max_aspect: float = 200.0
     allow_private: bool = False
+    safe: bool = True
 
 
 @dataclass
@@ -83,3 +88,27 @@ class ProvidersConfig:
     regions: RegionsConfig = field(default_factory=RegionsConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
+
+
+@dataclass
+class SafetyConfig:
+    """What is never taken, whoever gives it. ``words``: a concept that holds one of them, whole and in any case, is not searched for,
+    collected or learned. ``classifier``: an image-classification model (a folder or a hub id; empty: none) that looks at the pictures
+    that a search finds and at those that diffusion paints; one is refused where the probability of all ``unsafe_labels`` together is
+    ``threshold`` or more (each label's own, where the model gives several at once). ``batch_size``: pictures per forward pass.
+
+    Raises:
+        ConfigError: a word without letters, or a classifier without labels that are unsafe.
+    """
+
+    words: list[str] = field(default_factory=list)
+    classifier: str = ""
+    unsafe_labels: list[str] = field(default_factory=list)
+    threshold: float = 0.5
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if not all(any(letter.isalnum() for letter in word) for word in self.words):
+            raise ConfigError(f"assistant.safety.words: {self.words} holds a word without letters or digits, which names nothing")
+        if self.classifier and not self.unsafe_labels:
+            raise ConfigError("assistant.safety.unsafe_labels is empty; name the labels of assistant.safety.classifier that are unsafe")

@@ -19,7 +19,7 @@ from visloop.config_assistant import (
     ToolsConfig,
     VisionConfig,
 )
-from visloop.config_providers import NegativesConfig, SearchConfig
+from visloop.config_providers import NegativesConfig, SafetyConfig, SearchConfig
 from visloop.errors import ConfigError
 
 
@@ -84,6 +84,7 @@ RANGES: Final[Mapping[type, Mapping[str, Range]]] = {
         "max_redirects": _COUNT_OR_NONE,
         "max_aspect": Range(1),
     },
+    SafetyConfig: {"threshold": Range(0, 1, without=(0,)), "batch_size": _COUNT},
     NegativesConfig: {**_REPLIES, "confusable": _COUNT},
     TasksConfig: {
         **dict.fromkeys(("stream", "test", "batch"), _COUNT),

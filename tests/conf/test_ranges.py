@@ -48,6 +48,8 @@ BAD = [
     ("learning.min_score", 1, "0 or less"),
     ("learning.max_replay_drop", 1.5, "0 to 1"),
     ("learning.max_replay_drop", -0.02, "0 to 1"),
+    ("safety.threshold", 0.0, "more than 0 and at most 1"),
+    ("safety.batch_size", 0, "1 or more"),
     ("tasks.novel_share", 1.1, "0 to 1"),
     ("tasks.new_wording_share", -0.1, "0 to 1"),
     *[(f"tasks.{key}", 0, "1 or more") for key in ("stream", "test", "batch")],
@@ -133,3 +135,12 @@ def test_tasks_that_nobody_draws_are_refused_with_what_exists() -> None:
     with pytest.raises(ConfigError, match=r"'kitchen', expected one of \[.*workshop.*\].*assistant\.tasks\.name"):
         compose_config(["assistant.tasks.name=kitchen"])
     assert to_plain(_default())["assistant"]["tasks"]["name"] == "workshop", "as the hash of finished task sets has it"
+
+
+def test_safety_that_names_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"assistant\.safety\.unsafe_labels is empty"):
+        compose_config(["assistant.safety.classifier=some/model"])
+    with pytest.raises(ConfigError, match=r"assistant\.safety\.words: .*names nothing"):
+        compose_config(["assistant.safety.words=[gun,'_ ']"])
+    kept = compose_config(["assistant.safety.words=[Gun]", "assistant.safety.threshold=1"])
+    assert from_plain(to_plain(kept)) == kept and kept.assistant.safety.words == ["Gun"]

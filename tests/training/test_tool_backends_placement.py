@@ -435,6 +435,22 @@ def test_only_the_masked_part_of_the_first_object_changes(folders):
     assert "no object" in nothing.error
 
 
+def test_a_painted_picture_that_the_check_refuses_is_an_error(folders):
+    seen, images = [], [Image.new("RGB", (SIDE, SIDE), shade) for shade in ("red", "blue", "green")]
+
+    def check(painted):
+        seen.append([picture.size for picture in painted])
+        return ["unsafe" if picture.getpixel((0, 0)) == (0, 0, 255) else "" for picture in painted]
+
+    painter = make_painter(make_config("inpainting", folders("inpainting")), PromptPool(), open_check=lambda: check)
+    objects = (VisualObject(box=Box(left=8, top=8, right=20, bottom=20)),)
+    calls = [ToolCall(tool="REPLACE", arguments={"image": image, "object": objects, "prompt": "star"}) for image in images]
+    results = painter.with_pool(PromptPool()).run(calls)
+    assert seen == [[(SIDE, SIDE)] * 2, [(SIDE, SIDE)]], "a batch at a time, as people would see the pictures"
+    assert [result.error for result in results] == [None, "REPLACE: what 'star' gave was refused: unsafe", None]
+    assert results[1].value is None and isinstance(results[0].value, Image.Image)
+
+
 def test_a_learned_word_leaves_tokenizer_and_embeddings_as_they_are(folders):
     painter = make_painter(make_config("inpainting", folders("inpainting")), PromptPool())
     tokenizer, rows = painter._pipeline.tokenizer, painter._pipeline.text_encoder.get_input_embeddings().weight

@@ -14,7 +14,9 @@ from visloop.assistant.learning import ToolUpdate, update_tool
 from visloop.assistant.lessons import count_votes, make_failure, make_successes
 from visloop.assistant.material import adapt_tools, adapt_tuning, plan_tools, plan_tuning
 from visloop.assistant.runs import CycleParts, make_case, run_proposals
+from visloop.assistant.safety import Safety
 from visloop.config_assistant import CriticChoice, LearningConfig, PromptTuning, ReflectionConfig, RegionBackend, ToolsConfig
+from visloop.config_providers import SafetyConfig
 from visloop.errors import ConfigError, DataError, TrainingError
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Critique, Instance, Proposal
@@ -159,6 +161,26 @@ def test_data_that_cannot_be_had(world: World) -> None:
     one = replace(parts.plan, positives=1)
     assert "none left to validate with" in teach(world, case, parts, 1, plan=one).reason
     assert teach(world, case, parts, 1, plan=replace(one, validate=False)).state in ("kept", "refused")
+
+
+def test_a_forbidden_word_is_not_learned(world: World) -> None:
+    case, parts = fail(world, LOC_TEAL, "teal", "red")
+    asked: list[str] = []
+
+    class Asked:
+        source = "image_search"
+
+        def collect(self, concept: str, **_: object) -> list[Instance]:
+            asked.append(concept)
+            return []
+
+    def forbid(word: str) -> CycleParts:
+        return replace(parts, sources=replace(parts.sources, safety=Safety(SafetyConfig(words=[word]))))
+
+    update = teach(world, case, forbid("TEAL"), 1, providers=[Asked()])
+    assert (update.state, update.reason) == ("refused", "'teal' holds 'TEAL', which assistant.safety.words forbids")
+    assert not asked and not update.instances and not update.pool.prompts
+    assert teach(world, case, forbid("tea"), 1).state == "kept", "whole words only"
 
 
 def test_a_provider_that_leaks_is_split_again(world: World) -> None:

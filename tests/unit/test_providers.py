@@ -196,7 +196,8 @@ def test_pictures_come_with_address_licence_and_hash(server: Server, tmp_path: P
         (f"{server.base}/page/moved", "by 4.0", "Ann"),
     ]
     assert all((tmp_path / entry.name).is_file() and entry.sha256 in entry.name for entry in found)
-    assert server.queries == [{"q": ["teal car"], "page_size": ["4"], "license": ["cc0,pdm,by,by-sa"]}]
+    safe = {"unstable__include_sensitive_results": ["false"]}
+    assert server.queries == [{"q": ["teal car"], "page_size": ["4"], "license": ["cc0,pdm,by,by-sa"], **safe}]
     assert (report.seen, report.stored, report.refused) == (2, 2, [])
 
 
@@ -249,6 +250,23 @@ def test_other_licences_are_not_taken(server: Server, tmp_path: Path, licence: s
     report = SearchReport()
     assert open_search(server, tmp_path).find_pictures("x", most=1, report=report) == []
     assert "licence" in report.refused[0].reason
+
+
+def test_what_the_service_marks_as_sensitive_is_not_fetched(server: Server, tmp_path: Path) -> None:
+    server.name("x", "/good/1.png", "/good/22.png", "/good/333.png", "/good/4444.png")
+    marks = ({"mature": True}, {"mature": False, "unstable__sensitivity": []}, {"unstable__sensitivity": ["sensitive_text"]})
+    for hit, mark in zip(server.hits["x"], marks, strict=False):
+        hit |= mark
+    report = SearchReport()
+    found = open_search(server, tmp_path).find_pictures("x", most=4, report=report)
+    assert [entry.origin.rpartition("/")[2] for entry in found] == ["22.png", "4444.png"]
+    assert [(skip.where.rpartition("/")[2], skip.reason) for skip in report.refused] == [
+        ("1.png", "marked by the service: mature"),
+        ("333.png", "marked by the service: sensitive_text"),
+    ]
+    assert "mature" not in server.queries[0], "whatever its value is, that parameter of Openverse's switches sensitive results on"
+    assert len(open_search(server, tmp_path, safe=False).find_pictures("x", most=4, report=report)) == 4
+    assert "unstable__include_sensitive_results" not in server.queries[1]
 
 
 def test_private_addresses_are_refused_unless_allowed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,19 @@
 """The providers that a configuration names, opened as a cycle opens them: LVIS files, folders, a search over HTTP, negatives by an LLM."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from flows._entry import compose_config
 from tests.fixtures.outside_data import Server, png, serve_search, write_lvis
 from tests.fixtures.scripted_chat import ScriptedChat
 from visloop.assistant.providers import check_no_leak
+from visloop.assistant.safety import Safety
 from visloop.assistant.sources import LeftOut, NotedProvider, Shelf, list_files, open_drawn, open_regions, open_search
 from visloop.config_providers import (
     NegativesConfig,
@@ -17,10 +21,11 @@ from visloop.config_providers import (
     ProvidersConfig,
     RegionsConfig,
     RegionSource,
+    SafetyConfig,
     SearchConfig,
     SearchSource,
 )
-from visloop.errors import ConfigError, DataError
+from visloop.errors import ConfigError, DataError, ModelError
 from visloop.prompts.render import PromptSet
 
 PROMPTS = PromptSet("full")
@@ -49,9 +54,17 @@ def collection(tmp_path: Path) -> Path:
 class Opened:
     """Both providers of a configuration, and what they leave out."""
 
-    def __init__(self, config: ProvidersConfig, *, collection: Path, out: Path, chat: ScriptedChat | None = None) -> None:
+    def __init__(
+        self,
+        config: ProvidersConfig,
+        *,
+        collection: Path,
+        out: Path,
+        chat: ScriptedChat | None = None,
+        safety: SafetyConfig | None = None,
+    ) -> None:
         self.left_out: list[LeftOut] = []
-        shelf = Shelf(out=out, prefix="cycle/material", note=self.left_out.extend)
+        shelf = Shelf(out=out, prefix="cycle/material", note=self.left_out.extend, safety=Safety(safety or SafetyConfig()))
         self.regions = open_regions(config, shelf, drawn=open_drawn(collection, shelf))
         self.search = open_search(config, shelf, collection=collection, chat=chat, prompts=PROMPTS, seed=0)
 
@@ -140,6 +153,82 @@ def test_a_search_that_cannot_be_reached_is_noted_and_may_be_made_up_for(server:
         opened.search.collect("teal", tool="SELECT", positives=1, negatives=0, seed=0)
     [left] = opened.left_out
     assert (left.source, left.where) == ("image_search", "teal") and "status 404" in left.reason
+
+
+@pytest.mark.parametrize(
+    ("texts", "refused"),
+    [
+        (("Gun",), True),
+        (("a toy GUN, red",), True),
+        (("machine_gun_(toy)",), True),
+        (("gunmetal",), False),
+        (("pellet  Rifle",), True),
+        (("rifle pellet",), False),
+        (("teal", "is there a gun ?"), True),
+        ((), False),
+    ],
+)
+def test_forbidden_words_are_whole_words_in_any_case(texts: tuple[str, ...], refused: bool) -> None:
+    assert bool(Safety(SafetyConfig(words=["gun", "pellet rifle"])).refuse_word(*texts)) is refused
+    assert Safety().refuse_word(*texts) == ""
+
+
+def test_forbidden_words_are_neither_searched_for_nor_collected(server: Server, collection: Path, tmp_path: Path) -> None:
+    safety = SafetyConfig(words=["Pink", "dog"])
+    drawn = Opened(ProvidersConfig(), collection=collection, out=tmp_path / "out", safety=safety)
+    assert collect(drawn.search, "hot pink") == [] and not list((tmp_path / "out").rglob("*.png"))
+    assert collect(drawn.search, "teal", negatives=3) == [("teal", True)] * 3
+    found = collect(drawn.regions, "cat", negatives=2)
+    assert found == [("cat", True), ("cat", True), ("traffic light", False)], "dogs were not asked for, and are left out as well"
+    assert [(item.concept, item.where) for item in drawn.left_out] == [("hot pink", "hot pink"), ("teal", "pink"), ("cat", "p3.png#13")]
+    assert {item.reason.partition(" holds ")[2] for item in drawn.left_out} == {
+        f"{word!r}, which assistant.safety.words forbids" for word in safety.words
+    }
+    server.name("teal", "/good/1.png")
+    served = Opened(
+        use_http(server), collection=collection, out=tmp_path, safety=safety, chat=ScriptedChat(lambda request: '["pink", "mint"]')
+    )
+    assert collect(served.search, "teal", negatives=2) == [("teal", True)]
+    assert [query["q"] for query in server.queries] == [["teal"], ["mint"]]
+
+
+def test_found_pictures_are_checked_before_they_are_kept(
+    server: Server, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.name("teal", "/good/1.png", "/good/22.png", "/good/333.png", licence="by")
+    loads, checked = [], []
+
+    def load(config: SafetyConfig) -> Callable[[Sequence[Image.Image]], list[str]]:
+        loads.append(config.classifier)
+        if config.classifier == "gone":
+            raise ModelError("no such model")
+
+        def check(images: Sequence[Image.Image]) -> list[str]:
+            checked.append(len(images))
+            return ["unsafe" if image.getpixel((0, 0))[2] == len("/good/22.png") else "" for image in images]  # type: ignore[index]
+
+        return check
+
+    monkeypatch.setitem(sys.modules, "visloop.tools.picture_check", SimpleNamespace(load_picture_check=load))
+    config, store = use_http(server, store=str(tmp_path / "store")), tmp_path / "store"
+
+    def open_parts(out: str, **safety: Any) -> Opened:
+        chat = ScriptedChat(lambda request: "[]")
+        return Opened(config, collection=collection, out=tmp_path / out, chat=chat, safety=SafetyConfig(**safety) if safety else None)
+
+    guarded = {"classifier": "some/model", "unsafe_labels": ["a"]}
+    opened = open_parts("one", **guarded)
+    assert not loads, "nothing is loaded before a picture is fetched"
+    assert len(collect(opened.search, "teal")) == 2
+    assert (loads, checked) == (["some/model"], [3]), "once, and in one batch"
+    assert [(item.where, item.reason) for item in opened.left_out] == [(f"{server.base}/page/good/22.png", "unsafe")]
+    assert len(list((tmp_path / "one").rglob("*.png"))) == len(list(store.rglob("*.png"))) == 2, "the store has it neither"
+    assert len(collect(open_parts("two", **guarded).search, "teal")) == 2 and len(server.queries) == 1, "the checked answer is kept"
+    assert len(collect(open_parts("three").search, "teal")) == 3 and len(server.queries) == 2
+    assert len(collect(open_parts("four", **guarded, threshold=0.9).search, "teal")) == 2
+    assert len(server.queries) == 3, "what was kept without this check is no answer with it"
+    with pytest.raises(ConfigError, match=r"assistant\.safety\.classifier: no such model"):
+        collect(open_parts("five", **guarded | {"classifier": "gone"}).search, "teal")
 
 
 Change = Callable[[Path, ProvidersConfig], None]

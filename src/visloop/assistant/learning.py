@@ -160,6 +160,11 @@ def _teach_word(
     if not is_learnable(tool):
         return
     key = (tool.owner, word)
+    asked = [example.question or "" for example in examples] if tool.learns_questions else []
+    if reason := sources.safety.refuse_word(word, *asked):
+        lesson.states.append("refused")
+        lesson.reasons.append(reason)
+        return
     if not tool.learns_questions:  # one answer fits many questions, and each is learned by itself
         if key in passed_over:
             lesson.reasons.append(f"{word!r}: known, or taught without success, earlier in the cycle")

@@ -12,6 +12,7 @@ from visloop.assistant.cases import ANSWERED_LATER, Case
 from visloop.assistant.inference import AnswerInference
 from visloop.assistant.interpreter import Execution
 from visloop.assistant.providers import DataProvider, check_no_leak, split_instances
+from visloop.assistant.safety import Safety
 from visloop.config_assistant import LearningConfig, PromptTuning, ToolsConfig
 from visloop.config_ranges import check_numbers
 from visloop.datasets.images import store_picture
@@ -30,7 +31,8 @@ class TeachingSources:
     """Where teaching material comes from.
 
     ``providers`` by tool name, asked in order until there are enough positives; ``find_replay`` gives a tool's replay instances;
-    ``out`` and ``prefix`` (its path relative to the data folder) say where pictures of inferred instances are stored.
+    ``out`` and ``prefix`` (its path relative to the data folder) say where pictures of inferred instances are stored; ``safety`` says
+    what is not taught at all.
     """
 
     providers: Mapping[str, Sequence[DataProvider]]
@@ -38,6 +40,7 @@ class TeachingSources:
     inference: AnswerInference
     out: Path
     prefix: str = ""
+    safety: Safety = field(default_factory=Safety)
 
 
 @dataclass(frozen=True, kw_only=True)

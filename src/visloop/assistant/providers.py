@@ -177,6 +177,7 @@ class ImageSearchProvider:
     Args:
         name_negatives: names confusable concepts; without it, those that the source files under the same kind of thing.
         confusable: how many of them are searched; negatives are divided evenly among them.
+        refuse_word: why a concept is not searched for; empty where it is.
     """
 
     source: DataSource = "image_search"
@@ -189,8 +190,9 @@ class ImageSearchProvider:
         validation_share: float = 0.35,
         name_negatives: NameNegatives | None = None,
         confusable: int = 3,
+        refuse_word: Callable[[str], str] = lambda word: "",
     ) -> None:
-        self._pictures, self._name_negatives, self._confusable = pictures, name_negatives, confusable
+        self._pictures, self._name_negatives, self._confusable, self._refuse = pictures, name_negatives, confusable, refuse_word
         self._prefix = f"{prefix.rstrip('/')}/" if prefix else ""
         self._share = validation_share
         self.report = SearchReport()
@@ -223,10 +225,13 @@ class ImageSearchProvider:
 
     def _list_confusable(self, concept: str, group: str, *, seed: int) -> tuple[str, ...]:
         if self._name_negatives is not None:
-            names = self._name_negatives(concept, group, self._confusable)
-            return tuple(name for name in dict.fromkeys(names) if name.lower() != concept.lower())
-        # every sibling: nobody has said which of them are the most confusable
-        return tuple(sorted(self._pictures.list_siblings(concept), key=lambda name: seed_for(seed, concept, name)))
+            named = self._name_negatives(concept, group, self._confusable)
+            names = [name for name in dict.fromkeys(named) if name.lower() != concept.lower()]
+        else:  # every sibling: nobody has said which of them are the most confusable
+            names = sorted(self._pictures.list_siblings(concept), key=lambda name: seed_for(seed, concept, name))
+        refused = {name: reason for name in names if (reason := self._refuse(name))}
+        self.report.refused += [Skip(name, reason) for name, reason in refused.items()]
+        return tuple(name for name in names if name not in refused)
 
     def _make(self, picture: FoundPicture, concept: str, *, label: str, group: str, tool: str) -> Instance:
         return Instance(

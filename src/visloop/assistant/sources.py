@@ -5,15 +5,17 @@ handed on with its reason, so that a cycle can tell what it was not taught with.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from visloop.assistant.inference import ChatNegatives
 from visloop.assistant.providers import DataProvider, ImageSearchProvider, OpenVocabularyProvider
+from visloop.assistant.safety import Safety
 from visloop.chat.base import ChatModel
 from visloop.config import Sampling
 from visloop.config_providers import NegativesConfig, NegativeSource, ProvidersConfig, RegionSource, SearchConfig, SearchSource
+from visloop.datasets.checked_search import CheckedSearch
 from visloop.datasets.folder_search import FolderImageSearch
 from visloop.datasets.image_search import FetchLimits, HttpImageSearch, PictureSource
 from visloop.datasets.images import ImageLimits, Skip
@@ -39,11 +41,13 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Shelf:
-    """Where collected pictures are put: ``out``, which records call ``prefix``; ``note`` is told what was left out."""
+    """Where collected pictures are put: ``out``, which records call ``prefix``; ``note`` is told what was left out, ``safety`` says what
+    must not be put there."""
 
     out: Path
     prefix: str = ""
     note: Callable[[Sequence[LeftOut]], None] = lambda found: None
+    safety: Safety = field(default_factory=Safety)
 
 
 class SkippingProvider(DataProvider, Protocol):
@@ -54,7 +58,8 @@ class SkippingProvider(DataProvider, Protocol):
 
 
 class NotedProvider:
-    """A provider that is opened when it is first asked, and whose omissions and failures are noted.
+    """A provider that is opened when it is first asked, and whose omissions and failures are noted. It is not asked for words that
+    ``safety`` refuses, and what it gives of others without being asked is left out.
 
     Args:
         opened_by: opens it.
@@ -67,10 +72,10 @@ class NotedProvider:
         opened_by: Callable[[], SkippingProvider],
         *,
         key: str,
-        note: Callable[[Sequence[LeftOut]], None],
+        shelf: Shelf,
     ) -> None:
         self.source: DataSource = source
-        self._open, self._key, self._note = opened_by, key, note
+        self._open, self._key, self._note, self._safety = opened_by, key, shelf.note, shelf.safety
         self._provider: SkippingProvider | None = None
 
     def collect(self, concept: str, *, tool: str, positives: int, negatives: int, seed: int) -> list[Instance]:
@@ -80,21 +85,29 @@ class NotedProvider:
             DataError: it cannot be reached now; another one may be asked.
             ConfigError: it cannot be opened, so that no word will ever be found there.
         """
-        provider = self._take()
-        before = len(provider.skipped)
-        failures: list[Skip] = []
+        left: list[Skip] = []
         try:
-            return provider.collect(concept, tool=tool, positives=positives, negatives=negatives, seed=seed)
+            if reason := self._safety.refuse_word(concept):
+                left.append(Skip(concept, reason))
+                return []
+            return self._collect(concept, left, tool=tool, positives=positives, negatives=negatives, seed=seed)
         except DataError as error:
-            failures.append(Skip(concept, str(error)))
+            left.append(Skip(concept, str(error)))
             raise
         finally:
-            found = [
-                LeftOut(source=self.source, tool=tool, concept=concept, where=skip.where, reason=skip.reason)
-                for skip in (*provider.skipped[before:], *failures)
-            ]
-            if found:
-                self._note(found)
+            if left:
+                self._note([LeftOut(source=self.source, tool=tool, concept=concept, where=skip.where, reason=skip.reason) for skip in left])
+
+    def _collect(self, concept: str, left: list[Skip], *, tool: str, positives: int, negatives: int, seed: int) -> list[Instance]:
+        provider = self._take()
+        before = len(provider.skipped)
+        try:
+            found = provider.collect(concept, tool=tool, positives=positives, negatives=negatives, seed=seed)
+        finally:
+            left += provider.skipped[before:]
+        reasons = [self._safety.refuse_word(item.label) for item in found]
+        left += [Skip(item.origin, reason) for item, reason in zip(found, reasons, strict=True) if reason]
+        return [item for item, reason in zip(found, reasons, strict=True) if not reason]
 
     def _take(self) -> SkippingProvider:
         if self._provider is None:
@@ -161,7 +174,7 @@ def _open_regions(annotations: Path, pictures: Path, shelf: Shelf, *, key: str) 
     def read() -> OpenVocabularyProvider:
         return OpenVocabularyProvider(read_lvis(annotations), pictures=pictures, out=shelf.out, prefix=shelf.prefix)
 
-    return NotedProvider("open_vocabulary", read, key=key, note=shelf.note)
+    return NotedProvider("open_vocabulary", read, key=key, shelf=shelf)
 
 
 def open_search(
@@ -180,15 +193,25 @@ def open_search(
     name = _open_negatives(config.negatives, chat=chat, prompts=prompts, seed=seed)
 
     def start() -> ImageSearchProvider:
-        found = _open_pictures(config.search, out=shelf.out, collection=collection)
-        return ImageSearchProvider(found, prefix=shelf.prefix, name_negatives=name, confusable=config.negatives.confusable)
+        found = _open_pictures(config.search, shelf, collection=collection)
+        confusable, refuse = config.negatives.confusable, shelf.safety.refuse_word
+        return ImageSearchProvider(found, prefix=shelf.prefix, name_negatives=name, confusable=confusable, refuse_word=refuse)
 
-    return NotedProvider("image_search", start, key=f"{KEY}.search", note=shelf.note)
+    return NotedProvider("image_search", start, key=f"{KEY}.search", shelf=shelf)
 
 
-def _open_pictures(config: SearchConfig, *, out: Path, collection: Path) -> PictureSource:
+def _open_pictures(config: SearchConfig, shelf: Shelf, *, collection: Path) -> PictureSource:
+    """The search; with a classifier, its pictures are checked before anything, also the store, holds them."""
+    out, safety = shelf.out, shelf.safety
+
+    def check(open_search: Callable[[Path], PictureSource], out: Path, limits: ImageLimits) -> PictureSource:
+        if not safety.checks_pictures:
+            return open_search(out)
+        return CheckedSearch(open_search, out=out, check=safety.open_check(), limits=limits)
+
     if config.source is SearchSource.folder:
-        return FolderImageSearch(Path(config.folder) if config.folder else collection / "image_search", out=out)
+        root = Path(config.folder) if config.folder else collection / "image_search"
+        return check(lambda folder: FolderImageSearch(root, out=folder), out, ImageLimits())
     limits = FetchLimits(
         timeout=config.timeout_seconds,
         deadline=config.deadline_seconds,
@@ -197,17 +220,23 @@ def _open_pictures(config: SearchConfig, *, out: Path, collection: Path) -> Pict
         pictures=ImageLimits(min_side=config.min_side, max_aspect=config.max_aspect),
     )
     store = Path(config.store) if config.store else None
-    search = HttpImageSearch(
-        config.endpoint,
-        out=out if store is None else store / PICTURES,
-        licences=config.licences,
-        limits=limits,
-        page_size=config.page_size,
-        allow_private=config.allow_private,
-    )
+
+    def search(folder: Path) -> HttpImageSearch:
+        return HttpImageSearch(
+            config.endpoint,
+            out=folder,
+            licences=config.licences,
+            limits=limits,
+            page_size=config.page_size,
+            allow_private=config.allow_private,
+            safe=config.safe,
+        )
+
     if store is None:
-        return search
-    return KeptSearch(search, store=store, out=out, asked_of=(config.endpoint, *config.licences), limits=limits.pictures)
+        return check(search, out, limits.pictures)
+    # an answer that was kept under looser rules is none of this search
+    asked_of = (config.endpoint, *config.licences, *(["safe"] if config.safe else []), *safety.picture_key)
+    return KeptSearch(check(search, store / PICTURES, limits.pictures), store=store, out=out, asked_of=asked_of, limits=limits.pictures)
 
 
 def _open_negatives(config: NegativesConfig, *, chat: ChatModel | None, prompts: PromptSet, seed: int) -> ChatNegatives | None:

@@ -27,12 +27,14 @@ _LONGEST_QUERY = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchHit:
-    """One picture that a search names: its address, the page it is on, its licence and who made it."""
+    """One picture that a search names: its address, the page it is on, its licence and who made it. ``sensitive``: what the service says
+    against it; empty where it says nothing."""
 
     url: str
     page: str = ""
     licence: str = ""
     creator: str = ""
+    sensitive: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,13 @@ class _Hit(BaseModel):
     license: str | None = None
     license_version: str | None = None
     creator: str | None = None
+    mature: bool | None = None
+    unstable__sensitivity: list[str] | None = None
+
+    @property
+    def sensitive(self) -> str:
+        """What the service says against the picture."""
+        return ", ".join(self.unstable__sensitivity or ()) or ("mature" if self.mature else "")
 
 
 class _Page(BaseModel):
@@ -105,6 +114,7 @@ class HttpImageSearch:
         licences: licence codes that are taken (``cc0``, ``by``, ...), also asked for in the query; empty takes what has any licence.
         page_size: hits that one request asks for at most; further ones are on further pages.
         allow_private: also fetch from addresses that are not public, for a search on the own network.
+        safe: ask for no sensitive results, and refuse those that are marked as mature or sensitive all the same.
 
     Raises:
         ConfigError: the endpoint is no http(s) address.
@@ -121,13 +131,14 @@ class HttpImageSearch:
         limits: FetchLimits | None = None,
         page_size: int = 20,
         allow_private: bool = False,
+        safe: bool = True,
     ) -> None:
         if urlsplit(endpoint).scheme not in ("http", "https"):
             raise ConfigError(f"image search: {endpoint!r} is no http or https address")
         if page_size < 1:
             raise ConfigError(f"image search: a page of {page_size} hits; at least 1 is needed")
         self._endpoint, self._out, self._licences = endpoint, out, tuple(licences)
-        self._limits, self._page_size, self._allow_private = limits or FetchLimits(), page_size, allow_private
+        self._limits, self._page_size, self._allow_private, self._safe = limits or FetchLimits(), page_size, allow_private, safe
         self._client = httpx.Client(
             timeout=self._limits.timeout, follow_redirects=False, headers={"User-Agent": "visloop", "Accept-Encoding": "identity"}
         )
@@ -181,7 +192,13 @@ class HttpImageSearch:
                 return
             for entry in entries:
                 licence = " ".join(part for part in (entry.license, entry.license_version) if part)
-                yield SearchHit(url=entry.url or "", page=entry.foreign_landing_url or "", licence=licence, creator=entry.creator or "")
+                yield SearchHit(
+                    url=entry.url or "",
+                    page=entry.foreign_landing_url or "",
+                    licence=licence,
+                    creator=entry.creator or "",
+                    sensitive=entry.sensitive,
+                )
             if len(entries) < size:
                 return
 
@@ -191,6 +208,9 @@ class HttpImageSearch:
             parameters["page"] = number
         if self._licences:
             parameters["license"] = ",".join(self._licences)
+        if self._safe:
+            # never Openverse's older ``mature``: any text there, "false" as well, switches sensitive results on
+            parameters["unstable__include_sensitive_results"] = "false"
         try:
             body, _ = self._read(str(httpx.URL(self._endpoint, params=parameters)), types=frozenset({"application/json"}))
             return _Page.model_validate_json(body).results
@@ -201,6 +221,8 @@ class HttpImageSearch:
             raise DataError(f"image search for {words!r}: {self._endpoint} does not answer as Openverse does: {first['msg']}") from error
 
     def _fetch(self, hit: SearchHit) -> FoundPicture:
+        if self._safe and hit.sensitive:
+            raise DataError(f"marked by the service: {hit.sensitive}")
         code = hit.licence.split(" ")[0].lower()
         if not code or (self._licences and code not in self._licences):
             raise DataError(f"licence {hit.licence or 'unknown'!r}; taken are {', '.join(self._licences) or 'those that are named'}")

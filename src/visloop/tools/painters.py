@@ -1,6 +1,6 @@
 """REPLACE by in-painting with a diffusion model; a concept that it cannot paint is learned as one new word (CLOVA 3.4)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,19 +28,28 @@ _NOISE_DRAWS: Final = 4
 """Noises per picture by which two words are compared."""
 
 
-def make_painter(config: ToolsConfig, pool: PromptPool, *, root: Path = Path()) -> "Painter":
+CheckPictures = Callable[[Sequence[Image.Image]], list[str]]
+"""For each picture why it is refused; empty: it is not."""
+
+
+def make_painter(
+    config: ToolsConfig, pool: PromptPool, *, root: Path = Path(), open_check: Callable[[], CheckPictures] | None = None
+) -> "Painter":
     """REPLACE with the in-painting pipeline of ``config.painter``.
 
     Args:
         root: the data folder that paths of instances start from.
+        open_check: loads what looks at every painted picture; one that it refuses becomes an error.
 
     Raises:
-        ConfigError: ``config.replace`` is another backend.
+        ConfigError: ``config.replace`` is another backend, or the check cannot be loaded.
         ModelError: no in-painting pipeline there.
     """
     if config.replace is not ReplaceBackend.diffusion:
         raise ConfigError(f"tools.replace is {config.replace.value}; this painter is the backend diffusion")
-    return Painter(mount_model(config.painter, _load_pipeline, kind="in-painting pipeline"), config=config, pool=pool, root=root)
+    check = open_check() if open_check is not None else None
+    mounted = mount_model(config.painter, _load_pipeline, kind="in-painting pipeline")
+    return Painter(mounted, config=config, pool=pool, root=root, check=check)
 
 
 def _load_pipeline(source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
@@ -68,8 +77,10 @@ class Painter:
     backend = "diffusion"
     placement = "word"
 
-    def __init__(self, mounted: Mounted, *, config: ToolsConfig, pool: PromptPool, root: Path = Path()) -> None:
-        self.mounted, self.config, self.pool, self.root = mounted, config, pool, root
+    def __init__(
+        self, mounted: Mounted, *, config: ToolsConfig, pool: PromptPool, root: Path = Path(), check: CheckPictures | None = None
+    ) -> None:
+        self.mounted, self.config, self.pool, self.root, self.check = mounted, config, pool, root, check
         self.model_name = mounted.name
         self._pipeline, self._tuning = mounted.model, choose_tuning(config, self.owner)
         self._side = config.paint.size or self._pipeline.unet.config.sample_size * self._pipeline.vae_scale_factor
@@ -78,7 +89,7 @@ class Painter:
 
     def with_pool(self, pool: PromptPool) -> "Painter":
         """The same painter with other words."""
-        return Painter(self.mounted, config=self.config, pool=pool, root=self.root)
+        return Painter(self.mounted, config=self.config, pool=pool, root=self.root, check=self.check)
 
     def list_concepts(self, call: ToolCall) -> tuple[str, ...]:
         """Words of the prompt, then the prompt."""
@@ -130,12 +141,16 @@ class Painter:
             generator=generators,
         )
         flagged = output.nsfw_content_detected or [False] * len(asked)
+        shown = [self._restore(image, painted, mask) for (image, _, _), painted, mask in zip(asked, output.images, masks, strict=True)]
+        unsafe = self.check(shown) if self.check is not None else [""] * len(shown)
         results = []
-        for (image, _, prompt), painted, mask, (_, used), refused in zip(asked, output.images, masks, texts, flagged, strict=True):
+        for (_, _, prompt), picture, (_, used), refused, reason in zip(asked, shown, texts, flagged, unsafe, strict=True):
             if refused:
                 results.append(ToolResult(value=None, error=f"REPLACE: the model's safety checker refused what {prompt!r} gave"))
+            elif reason:
+                results.append(ToolResult(value=None, error=f"REPLACE: what {prompt!r} gave was refused: {reason}"))
             else:
-                results.append(ToolResult(value=self._restore(image, painted, mask), prompts=used))
+                results.append(ToolResult(value=picture, prompts=used))
         return results
 
     def _fit_mask(self, image: Image.Image, entry: VisualObject) -> Image.Image:

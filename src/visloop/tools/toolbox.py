@@ -164,6 +164,7 @@ def open_toolbox(
     pool: PromptPool | None = None,
     chat: ChatModel | None = None,
     answer: Callable[..., list[str]] | None = None,
+    open_check: Callable[[], Callable[..., list[str]]] | None = None,
     root: Path = Path(),
 ) -> Toolbox:
     """A toolbox for a configuration; nothing is loaded yet.
@@ -172,6 +173,7 @@ def open_toolbox(
         pool: the learned prompts to use; None for none.
         chat: what LIST asks where ``config.names`` is ``chat``.
         answer: what VQA asks where ``config.vqa`` is ``agents`` (see ``visloop.tools.answerers``).
+        open_check: loads what looks at painted pictures (see ``visloop.tools.painters``); None: nobody does.
         root: the data folder that paths of instances start from, for tools that are tuned.
 
     Raises:
@@ -188,7 +190,7 @@ def open_toolbox(
     routes["SEG"] = _choose(_SEG_SOURCES, config.seg, key="tools.seg")
     routes["VQA"] = _choose(_VQA_SOURCES, config.vqa, key="tools.vqa")
     routes["REPLACE"] = _choose(_REPLACE_SOURCES, config.replace, key="tools.replace")
-    sources = _open_sources(config, pool=pool, chat=chat, extras={"answer": answer, "root": root})
+    sources = _open_sources(config, pool=pool, chat=chat, extras={"answer": answer, "open_check": open_check, "root": root})
     # what no other source makes is a tool about places
     by_name = {name: sources[routes.get(name, "regions")] for name in SIGNATURES}
     signatures, plugins = dict(SIGNATURES), load_plugins(config.plugins)
