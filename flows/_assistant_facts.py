@@ -64,7 +64,7 @@ def _describe_trace(trace: Trace, context: AssistantContext, pictures: PictureCh
         "status_fits": _check_status(trace),
         "program": _check_program(trace) if trace.status == "finished" else OK,
         "tools_known": f"step {strangers[0].step} calls {strangers[0].tool}" if strangers else OK,
-        "measures": next((fault for step in trace.steps if (fault := _check_measures(step)) != OK), OK),
+        "measures": next((fault for step in trace.steps if (fault := _check_measures(step)) != OK), _check_tokens(trace)),
         "result_picture": OK if trace.result_image is None else pictures.check_paths([trace.result_image]),
     }
 
@@ -113,6 +113,11 @@ def _check_measures(step: StepTrace) -> str:
     if step.confidence is not None and not 0 <= step.confidence <= 1:
         return f"step {step.step}: confidence {step.confidence}"
     return OK if math.isfinite(step.seconds) and step.seconds >= 0 else f"step {step.step}: {step.seconds} seconds"
+
+
+def _check_tokens(trace: Trace) -> str:
+    read, written = trace.proposal.prompt_tokens, trace.proposal.new_tokens
+    return OK if read >= 0 and written >= 0 else f"a program of {read} and {written} tokens"
 
 
 def _measure_critiques(rows: Sequence[Row], context: AssistantContext) -> list[Facts]:

@@ -45,7 +45,7 @@ def _trace_rules(context: AssistantContext) -> list[Expectation]:
         require_fact("status_fits", "status_fits", "a finished run has a result, any other one an error, and its last step is at fault"),
         require_fact("program_parses", "program", "the program of a finished run can be read, and every line of it was run"),
         require_fact("tools_known", "tools_known", "every step calls a known tool"),
-        require_fact("measures_valid", "measures", "confidences lie in 0-1, and no step took less than no time"),
+        require_fact("measures_valid", "measures", "confidences lie in 0-1; times and tokens are not below 0"),
         require_fact("result_opens", "result_picture", "a picture that is the result exists and opens"),
     ]
 

@@ -267,6 +267,7 @@ BROKEN: list[Case] = [
     ("traces", {"measures_valid"}, change_steps(1, confidence=float("nan"))),
     ("traces", {"measures_valid"}, change_steps(3, seconds=-0.1)),
     ("traces", {"measures_valid"}, change_steps(3, seconds=float("inf"))),
+    ("traces", {"measures_valid"}, lambda trace: [replace(trace, proposal=replace(trace.proposal, new_tokens=-1))]),
     ("traces", {"result_opens"}, change(result_image="pictures/cut.png")),
     ("traces", {"ids_unique"}, lambda trace: [trace, trace]),
     ("critiques", {"contract"}, change(reason=7)),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,11 @@ from visloop.assistant.cycle import Cycle, CycleResult, run_cycle
 from visloop.assistant.cycle_state import CycleState, load_state, open_state, save_state
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.pools import Pools
+from visloop.assistant.token_meter import Tokens
 from visloop.config_assistant import LearningConfig, ReflectionConfig
 from visloop.errors import ConfigError, DataError, ReplyError
 from visloop.ids import make_id
-from visloop.records.assistant import Critique, Task
+from visloop.records.assistant import Critique, Proposal, Task
 
 
 class ScriptedCritic:
@@ -48,6 +50,25 @@ class ScriptedCritic:
                 )
             )
         return found
+
+
+class Paid:
+    """A planner or a critic that an LLM is behind: each proposal costs as much as the pool is long, each critique 5 and 1 tokens.
+    ``spent`` is the sum, by the fake's own count."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.name, self.spent = inner, inner.name, Tokens()
+
+    def propose(self, tasks: Sequence[Task], *, pool: DemonstrationPool, attempts: Any = None, seed: int) -> list[Proposal]:
+        length = len(pool.entries)
+        made = self.inner.propose(tasks, pool=pool, attempts=attempts, seed=seed)
+        self.spent += Tokens(prompt=(100 + length) * len(made), new=10 * len(made))
+        return [replace(proposal, prompt_tokens=100 + length, new_tokens=10) for proposal in made]
+
+    def criticize(self, cases: Sequence[Case], *, grain: Any, tools: Any, seed: int) -> list[Critique]:
+        made = self.inner.criticize(cases, grain=grain, tools=tools, seed=seed)
+        self.spent += Tokens(prompt=5 * len(made), new=len(made))
+        return [replace(critique, prompt_tokens=5, new_tokens=1) for critique in made]
 
 
 @pytest.fixture
@@ -283,8 +304,9 @@ def stream(world: World) -> list[Task]:
 def test_a_stopped_cycle_goes_on_to_the_same_result(tmp_path: Path, stop: int, batch: int | None) -> None:
     world = World(tmp_path / "pictures")
     tasks, pools, root = stream(world), make_seed_pools(), tmp_path / "states"
-    whole = run(world, tasks, pools=pools, batch=batch, replay=tasks[:1])
-    machine = Cycle(tasks, parts=world.parts(BlameCritic(), batch=batch))
+    planner, critic = Paid(world.planner), Paid(BlameCritic())
+    whole = run(world, tasks, critic, pools=pools, batch=batch, replay=tasks[:1], planner=planner)
+    machine = Cycle(tasks, parts=world.parts(critic, batch=batch, planner=planner))
     state = open_state(pools, cycle=1)
     for _ in range(stop):
         state = machine.step(state)
@@ -293,12 +315,39 @@ def test_a_stopped_cycle_goes_on_to_the_same_result(tmp_path: Path, stop: int, b
     (root / "000099").mkdir()  # a state that was not finished when the run was killed
     loaded = load_state(root, tasks=tasks)
     assert loaded is not None and loaded.position == stop
-    rest = run(world, tasks, pools=pools, batch=batch, state=loaded, replay=tasks[:1])
+    rest = run(world, tasks, critic, pools=pools, batch=batch, state=loaded, replay=tasks[:1], planner=planner)
     assert rest.pools.demonstrations.hash == whole.pools.demonstrations.hash
     assert rest.pools.prompts.hash == whole.pools.prompts.hash
     assert [outcome.id for outcome in rest.records.outcomes] == [outcome.id for outcome in whole.records.outcomes]
     assert [trace.id for trace in rest.records.traces] == [trace.id for trace in whole.records.traces]
     assert (rest.gate, rest.counts, rest.known) == (whole.gate, whole.counts, whole.known)
+    assert rest.counts["tokens/new"] > 0, "also what was spent before the stop"
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_a_cycle_counts_every_token_of_planner_and_critic_also_those_that_leave_no_record(world: World, batch: int | None) -> None:
+    tasks, planner, critic = stream(world), Paid(world.planner), Paid(BlameCritic())
+    result = run(world, tasks, critic, planner=planner, batch=batch, pools=make_seed_pools(), replay=tasks[:1])
+    spent = planner.spent + critic.spent
+    assert (result.counts["tokens/prompt"], result.counts["tokens/new"]) == (spent.prompt, spent.new)
+    recorded = sum(trace.proposal.new_tokens for trace in result.records.traces) + sum(item.new_tokens for item in result.records.critiques)
+    assert 0 < recorded < spent.new, "the gate's runs are in no record"
+    assert not [name for name in run(world, tasks, batch=batch).counts if name.startswith("tokens/")], (
+        "without an LLM there is nothing to say"
+    )
+
+
+def test_a_prompt_that_has_become_longer_is_no_reason_to_run_the_same_program_again(world: World) -> None:
+    tasks = [world.add(NEW_WORDING.format(word="red"), "red", "red"), world.add("Is there a teal cell?", "blue", "blue")]
+    world.truths[tasks[1].id] = "yes"  # a person who gives wrong feedback: the second task stays wrong whatever is learned
+    options = {"learning": LearningConfig(update_tools=False), "reflection": ReflectionConfig(use_local=False)}
+    batches = []
+    for more in ({}, {"planner": Paid(world.planner)}):
+        before = len(world.tools.batches)
+        result = run(world, tasks, **options, **more)  # type: ignore[arg-type]
+        assert result.pools.demonstrations.entries, "the second task is planned again with what the first one taught"
+        batches.append(world.tools.batches[before:])
+    assert batches[0] == batches[1]
 
 
 def test_states_are_pure_and_belong_to_their_stream(world: World, tmp_path: Path) -> None:

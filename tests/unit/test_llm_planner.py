@@ -62,6 +62,7 @@ def test_a_plan_is_asked_for_then_a_program_with_that_plan() -> None:
         author="llm:scripted",
         demonstrations=(as_plan(RELATION).id, as_plan(COUNT).id, RELATION.id, COUNT.id),
         replies=(PLAN, PROGRAM),
+        new_tokens=len(f"{PLAN}\n{PROGRAM}".split()),
     )
     plan, program = (request.messages[0].text for request in chat.requests)
     assert "LOC(" not in plan and "- LOC(image: Image, object: Text) -> Boxes" in program
@@ -100,6 +101,30 @@ def test_a_reply_is_repaired_with_what_is_wrong_with_it() -> None:
     assert second.messages[0] == first.messages[0] and second.messages[1].role == "assistant"
     assert "line 2" in second.messages[2].text and "BOX9" in second.messages[2].text
     assert first.seed != second.seed and len(proposal.replies) == 3
+
+
+def test_tokens_are_those_of_all_prompts_and_tries() -> None:
+    def script(request: ChatRequest) -> ChatReply:
+        text = PLAN if "/plan/" in request.id else PROGRAM if len(request.messages) == 5 else "I would count."
+        return ChatReply(text=text, finish="stop", prompt_tokens=100 * len(request.messages), new_tokens=7)
+
+    proposal, chat = run(script, max_tries=3)
+    assert len(chat.requests) == 4 and (proposal.status, proposal.prompt_tokens, proposal.new_tokens) == ("ok", 100 + 100 + 300 + 500, 28)
+    unreadable, _ = run(script, max_tries=2)
+    assert (unreadable.status, unreadable.prompt_tokens, unreadable.new_tokens) == ("unreadable", 500, 21)
+    broke, _ = run(lambda request: script(request) if "/plan/" in request.id else broken())
+    assert (broke.status, broke.prompt_tokens, broke.new_tokens) == ("failed", 100, 7), "what was asked before the failure was paid for"
+
+
+def test_a_program_of_slot_filling_costs_what_the_llm_was_asked_in_vain() -> None:
+    reply = ChatReply(text="Let me think.", finish="stop", prompt_tokens=50, new_tokens=3)
+    sure, chat = run(lambda request: reply, choice=PlannerChoice.hybrid, min_confidence=0.0)
+    assert (sure.author, sure.prompt_tokens, chat.requests) == ("slot_filling", 0, [])
+    asked, chat = run(lambda request: reply, choice=PlannerChoice.hybrid, min_confidence=1.0, use_plan=False)
+    assert asked.author == "slot_filling" and asked.confidence is not None and asked.confidence < 1
+    assert (asked.prompt_tokens, asked.new_tokens) == (50 * len(chat.requests), 3 * len(chat.requests)) == (100, 6)
+    written, _ = run(choice=PlannerChoice.hybrid, min_confidence=1.0)
+    assert written.author == "llm:scripted" and written.new_tokens == len(f"{PLAN}\n{PROGRAM}".split())
 
 
 @pytest.mark.parametrize("tries", [1, 3])

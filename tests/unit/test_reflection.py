@@ -204,6 +204,22 @@ def test_unreadable_replies_are_asked_again_with_another_seed_and_alone(world: W
     assert chat.batches[0][0].id == chat.batches[1][0].id and chat.batches[0][0].seed != chat.batches[1][0].seed
 
 
+def test_tokens_are_those_of_all_tries_and_of_every_step_that_was_checked(world: World) -> None:
+    def say(text: str, prompt: int, new: int) -> ChatReply:
+        return ChatReply(text=text, finish="stop", prompt_tokens=prompt, new_tokens=new)
+
+    cases = [fail(world, TWO_QUESTIONS, "teal"), fail(world, TWO_QUESTIONS, "teal", "blue")]
+    chat = answer(say("hm", 100, 1), say('{"culprit": "plan"}', 110, 4), say("hm again", 120, 2))
+    first, second = ask(chat, cases, world)
+    assert (first.status, first.prompt_tokens, first.new_tokens) == ("unreadable", 220, 3)
+    assert (second.status, second.prompt_tokens, second.new_tokens) == ("ok", 110, 4)
+    walked = answer(say("hm", 10, 1), say("yes", 20, 1), say('{"correct": false, "culprit": "tool"}', 30, 9))
+    [critique] = ask(walked, cases[:1], world, grain="local")
+    assert (critique.step, critique.prompt_tokens, critique.new_tokens) == (2, 60, 11)
+    [failed] = ask(answer(broken(), broken()), cases[:1], world)
+    assert (failed.status, failed.prompt_tokens, failed.new_tokens) == ("failed", 0, 0)
+
+
 def test_a_backend_that_fails_is_no_verdict(world: World) -> None:
     [critique] = ask(answer(broken(), broken()), [fail(world, TWO_QUESTIONS, "teal")], world)
     assert (critique.status, critique.culprit) == ("failed", "nothing")

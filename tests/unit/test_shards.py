@@ -1,11 +1,13 @@
 """Typed JSONL shards."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.scripted_chat import make_assessed, make_path, make_sample
 from visloop.errors import DataError
+from visloop.records.assistant import Critique, Proposal
 from visloop.records.reasoning import AssessedPath, ReasoningPath, Sample
 from visloop.records.shards import read_shard, read_shards, write_shard, write_text
 
@@ -22,6 +24,17 @@ def test_nested_records_and_foreign_letters_come_back(tmp_path: Path) -> None:
     items = [make_assessed("p0"), make_assessed("p1", verdict="wrong", score=None, texts=("größe 三", "done"))]
     write_shard(tmp_path / "a.jsonl", items)
     assert read_shard(tmp_path / "a.jsonl", AssessedPath) == items
+
+
+def test_records_from_before_tokens_were_counted_are_read(tmp_path: Path) -> None:
+    proposal = Proposal(task_id="t", plan=(), program="", author="llm:m", replies=("p",), prompt_tokens=7, new_tokens=2)
+    critique = Critique(id="c", trace_id="r", grain="global", culprit="nothing", prompt_tokens=7, new_tokens=2)
+    path = tmp_path / "a.jsonl"
+    for record in (proposal, critique):
+        write_shard(path, [record])
+        assert read_shard(path, type(record)) == [record]
+        path.write_text(path.read_text().replace(',"prompt_tokens":7,"new_tokens":2', ""))
+        assert read_shard(path, type(record)) == [replace(record, prompt_tokens=0, new_tokens=0)]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from visloop.assistant.pools import Pools
 from visloop.assistant.reflection import count_unreadable
 from visloop.assistant.runs import CycleParts, TaskRun, judge_runs, make_case, propose_programs, run_proposals, run_tasks, teach_planner
 from visloop.assistant.search_judgements import Judgement
+from visloop.assistant.token_meter import TokenMeter, Tokens
 from visloop.errors import ConfigError, ReplyError
 from visloop.ids import make_id, seed_for
 from visloop.records.assistant import Critique, Instance, Task, UpdateOutcome
@@ -28,8 +29,8 @@ from visloop.records.assistant import Critique, Instance, Task, UpdateOutcome
 
 @dataclass(frozen=True, kw_only=True)
 class CycleResult:
-    """What a cycle came to. ``counts``: tasks, right at first, solved, updates by state, critiques by culprit and status; ``known`` goes
-    into the next cycle."""
+    """What a cycle came to. ``counts``: tasks, right at first, solved, updates by state, critiques by culprit and status, and the tokens
+    that an LLM read and wrote for plans and critiques, if one did; ``known`` goes into the next cycle."""
 
     cycle: int
     pools: Pools
@@ -42,7 +43,7 @@ class CycleResult:
 @dataclass(frozen=True, eq=False)
 class _Batch:
     """First runs of a batch with the opening pools, the first critique of each wrong one, what the planner itself can learn from each by
-    task, and the parts to learn from them with."""
+    task, and the parts to learn from them with. ``tokens`` is what runs and critiques cost."""
 
     number: int
     opening: Pools
@@ -50,6 +51,7 @@ class _Batch:
     critiques: dict[str, Critique]
     judgements: dict[str, Judgement]
     parts: CycleParts
+    tokens: Tokens
 
 
 class Cycle:
@@ -63,7 +65,9 @@ class Cycle:
         ids = [task.id for task in tasks]
         if len(set(ids)) != len(ids):
             raise ConfigError("cycle: a task occurs twice in the stream; give each once")
-        self.tasks, self.parts = tuple(tasks), parts
+        self._meter = TokenMeter()
+        planner, critic = self._meter.watch_planner(parts.planner), self._meter.watch_critic(parts.critic)
+        self.tasks, self.parts = tuple(tasks), replace(parts, planner=planner, critic=critic)
         self.batch = max(parts.batch or len(tasks), 1)
         self._held: _Batch | None = None
 
@@ -74,6 +78,13 @@ class Cycle:
     def step(self, state: CycleState) -> CycleState:
         """The state after the next task of the stream. ``state`` is not changed."""
         batch = self._open_batch(state)
+        before = self._meter.total
+        after = self._learn(state, batch)
+        # A batch that is opened again by a cycle that goes on is in the state's sum already.
+        opened = batch.tokens if state.position % self.batch == 0 else Tokens()
+        return replace(after, tokens=state.tokens + opened + (self._meter.total - before))
+
+    def _learn(self, state: CycleState, batch: _Batch) -> CycleState:
         run = batch.runs[state.position % self.batch]
         heard = batch.judgements.get(run.trace.task_id)
         if heard is not None:
@@ -104,11 +115,13 @@ class Cycle:
         number = state.position // self.batch
         if self._held is None or self._held.number != number or self._held.opening is not state.opening:
             tasks = self.tasks[number * self.batch : (number + 1) * self.batch]
+            before = self._meter.total
             parts = teach_planner(self.parts, state.opening)
             runs = run_tasks(tasks, pools=state.opening, parts=parts, cycle=state.cycle)
             critiques = self._criticize(runs, pools=state.opening)
+            cost = self._meter.total - before
             judgements = judge_runs(runs, pools=state.opening, parts=parts) if self.parts.learning.update_llm else {}
-            self._held = _Batch(number, state.opening, runs, critiques, judgements, self._remember_questions(runs, parts))
+            self._held = _Batch(number, state.opening, runs, critiques, judgements, self._remember_questions(runs, parts), cost)
         return self._held
 
     def _remember_questions(self, runs: Sequence[TaskRun], parts: CycleParts) -> CycleParts:
@@ -149,8 +162,15 @@ class Cycle:
         """The run with the pools as they are now; the same one where nothing would be different."""
         task = run.execution.job.task
         [proposal] = propose_programs([task], pools=state.pools, parts=parts)
-        same = replace(proposal, demonstrations=run.trace.proposal.demonstrations) == run.trace.proposal
-        if same and state.pools.prompts.hash == state.opening.prompts.hash:
+        first = run.trace.proposal
+        # Other demonstrations make the prompt longer or shorter; what counts is what was written.
+        alike = replace(
+            proposal,
+            demonstrations=first.demonstrations,
+            prompt_tokens=first.prompt_tokens,
+            new_tokens=first.new_tokens,
+        )
+        if alike == first and state.pools.prompts.hash == state.opening.prompts.hash:
             return run
         [again] = run_proposals([task], [proposal], pools=state.pools, parts=parts, cycle=state.cycle)
         return again
@@ -210,13 +230,15 @@ class Cycle:
                 f"cycle {state.cycle}: {unreadable} of {len(critiques)} critiques of {self.parts.critic.name} could not be read "
                 f"(limit {limit:.0%}); see their replies, or choose another critic"
             )
+        before = self._meter.total
         pools, gate = gate_pools(start, state.pools, replay=replay, held_out=held_out, parts=self.parts, cycle=state.cycle)
+        tokens = state.tokens + (self._meter.total - before)
         return CycleResult(
             cycle=state.cycle,
             pools=pools,
             records=state.records,
             gate=gate,
-            counts=_count(state.records, len(self.tasks)),
+            counts=_count(state.records, len(self.tasks), tokens=tokens),
             known=state.known,
         )
 
@@ -253,7 +275,7 @@ def run_cycle(
     return machine.close(now, start=pools, replay=replay, held_out=held_out)
 
 
-def _count(records: CycleRecords, tasks: int) -> dict[str, int]:
+def _count(records: CycleRecords, tasks: int, *, tokens: Tokens) -> dict[str, int]:
     firsts: dict[str, bool] = {}
     for feedback in records.feedback:
         firsts.setdefault(feedback.task_id, feedback.accepted)
@@ -262,4 +284,6 @@ def _count(records: CycleRecords, tasks: int) -> dict[str, int]:
     counts.update(f"updates/{outcome.state}" for outcome in records.outcomes)
     counts.update(f"critiques/{critique.grain}/{critique.culprit}" for critique in records.critiques)
     counts.update(f"critiques/{critique.status}" for critique in records.critiques)
+    if tokens != Tokens():
+        counts.update({"tokens/prompt": tokens.prompt, "tokens/new": tokens.new})
     return dict(sorted(counts.items()))

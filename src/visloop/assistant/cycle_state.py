@@ -7,11 +7,12 @@ equals one that ran through.
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from visloop.assistant.pools import Pools, read_pools, save_pools
+from visloop.assistant.token_meter import Tokens
 from visloop.errors import DataError
 from visloop.records.assistant import Critique, Feedback, Instance, Task, Trace, UpdateOutcome
 from visloop.records.shards import read_shard, write_shard, write_text
@@ -47,7 +48,8 @@ def _merge(known: tuple[Any, ...], added: Iterable[Any]) -> tuple[Any, ...]:
 @dataclass(frozen=True, kw_only=True)
 class CycleState:
     """After ``position`` tasks of the stream. ``opening``: the pools with which the present batch was run at first; ``pools``: with all
-    that was kept since. ``known`` and ``hopeless`` are (owner, word) pairs that need no teaching, or had it without success."""
+    that was kept since. ``known`` and ``hopeless`` are (owner, word) pairs that need no teaching, or had it without success. ``tokens``:
+    what planner and critic cost so far."""
 
     cycle: int
     opening: Pools
@@ -56,6 +58,7 @@ class CycleState:
     records: CycleRecords = field(default_factory=CycleRecords)
     known: frozenset[tuple[str, str]] = frozenset()
     hopeless: frozenset[tuple[str, str]] = frozenset()
+    tokens: Tokens = field(default_factory=Tokens)
 
     def advance(self, *, batch: int, **changes: Any) -> Self:
         """The state after one more task; at the end of a batch its pools become the next one's opening."""
@@ -81,6 +84,7 @@ def save_state(state: CycleState, root: Path, *, tasks: Sequence[Task]) -> None:
         "position": state.position,
         "known": sorted(state.known),
         "hopeless": sorted(state.hopeless),
+        "tokens": asdict(state.tokens),
         "tasks": [task.id for task in tasks],
     }
     write_text(folder / STATE_NAME, json.dumps(content, indent=2) + "\n")
@@ -103,7 +107,8 @@ def load_state(root: Path, *, tasks: Sequence[Task]) -> CycleState | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         cycle, position, ids = int(content["cycle"]), int(content["position"]), list(content["tasks"])
         known, hopeless = (frozenset((str(owner), str(word)) for owner, word in content[key]) for key in ("known", "hopeless"))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        tokens = Tokens(**{name: int(count) for name, count in content.get("tokens", {}).items()})
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the state of a cycle: {error}") from error
     if ids != [task.id for task in tasks]:
         raise DataError(f"{path}: the state of another stream of tasks; remove its folder or give the stream that it belongs to")
@@ -117,6 +122,7 @@ def load_state(root: Path, *, tasks: Sequence[Task]) -> CycleState | None:
         records=CycleRecords(**records),
         known=known,
         hopeless=hopeless,
+        tokens=tokens,
     )
 
 

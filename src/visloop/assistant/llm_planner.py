@@ -39,6 +39,8 @@ class _Draft:
     program: str = ""
     shown: list[str] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    new_tokens: int = 0
     messages: list[Message] = field(default_factory=list)
     tries: int = 0
     waiting: bool = False
@@ -138,6 +140,8 @@ class LlmPlanner:
                 )
             for draft, reply in zip(live, replies, strict=True):
                 draft.tries += 1
+                draft.prompt_tokens += reply.prompt_tokens
+                draft.new_tokens += reply.new_tokens
                 if reply.finish == "error":
                     draft.waiting, draft.status, draft.error = False, "failed", reply.error or "the backend gave no reply and no reason"
                 else:
@@ -176,6 +180,8 @@ class LlmPlanner:
             demonstrations=tuple(draft.shown),
             replies=tuple(draft.replies),
             error=draft.error,
+            prompt_tokens=draft.prompt_tokens,
+            new_tokens=draft.new_tokens,
         )
 
 

@@ -26,7 +26,8 @@ __all__ = ["FailedAttempt", "HybridPlanner", "Planner", "open_encoder", "open_pl
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HybridPlanner:
     """``first``'s proposals where it is sure of them (``min_confidence``, 0-1), else ``second``'s; where that gives no program, or says
-    that it is less sure of it than ``min_second`` (0-1), ``first``'s after all. Each proposal's ``author`` says who wrote it."""
+    that it is less sure of it than ``min_second`` (0-1), ``first``'s after all. Each proposal's ``author`` says who wrote it; its tokens
+    are those of both."""
 
     first: Planner
     second: Planner
@@ -48,9 +49,14 @@ class HybridPlanner:
             for index, other in zip(unsure, others, strict=True):
                 known = proposals[index]
                 if known.status != "ok" or (other.status == "ok" and not self._is_unsure(other)):
-                    proposals[index] = other
+                    chosen = other
                 else:
-                    proposals[index] = replace(known, replies=other.replies, error=f"{other.author}: {other.error or 'not sure'}")
+                    chosen = replace(known, replies=other.replies, error=f"{other.author}: {other.error or 'not sure'}")
+                proposals[index] = replace(
+                    chosen,
+                    prompt_tokens=known.prompt_tokens + other.prompt_tokens,
+                    new_tokens=known.new_tokens + other.new_tokens,
+                )
         return proposals
 
     def judge(self, runs: Sequence[JudgedRun], *, tools: ToolRunner) -> list[Judgement]:

@@ -30,6 +30,8 @@ class _Question:
     found: ReadCritique | None = None
     failed: bool = False
     replies: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    new_tokens: int = 0
 
 
 class ChatCritic:
@@ -103,6 +105,8 @@ class ChatCritic:
 
 def _take_reply(question: _Question, reply: ChatReply, *, grain: ReflectionGrain, tools: ToolRunner) -> None:
     question.failed = reply.finish == "error"
+    question.prompt_tokens += reply.prompt_tokens
+    question.new_tokens += reply.new_tokens
     question.replies.append(f"error: {reply.error}" if question.failed else reply.text)
     if question.failed:
         return
@@ -144,6 +148,8 @@ def _make_critique(question: _Question, *, grain: ReflectionGrain, author: str, 
         status="ok" if found else ("failed" if question.failed else "unreadable"),
         author=author,
         replies=tuple(question.replies),
+        prompt_tokens=question.prompt_tokens,
+        new_tokens=question.new_tokens,
     )
 
 

@@ -86,7 +86,8 @@ class TaskTruth:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """A plan and a program for a task, and who wrote them. ``author`` is e.g. ``slot_filling``, ``search``, ``llm:<model>`` or
-    ``lm:<model>`` (the embedded LM); ``confidence`` 0-1 where the author gives one."""
+    ``lm:<model>`` (the embedded LM); ``confidence`` 0-1 where the author gives one. ``prompt_tokens`` and ``new_tokens``: what a chat
+    model read and wrote for it, over all prompts and tries; 0 where none did, or where its server does not say."""
 
     task_id: str
     plan: tuple[str, ...]
@@ -97,6 +98,8 @@ class Proposal:
     confidence: float | None = None
     replies: tuple[str, ...] = ()
     error: str | None = None
+    prompt_tokens: int = 0
+    new_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +155,8 @@ class Feedback:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Critique:
     """Who is guilty, according to one critic. ``step`` counts program lines from 1; ``tool`` and ``concept`` are read from the
-    program's syntax tree, never from the reply's wording. An unreadable reply blames nothing and is counted."""
+    program's syntax tree, never from the reply's wording. An unreadable reply blames nothing and is counted. The tokens are as those
+    of a ``Proposal``, over all steps and tries."""
 
     id: str
     trace_id: str
@@ -166,6 +170,8 @@ class Critique:
     author: str = ""
     confidence: float | None = None
     replies: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    new_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
