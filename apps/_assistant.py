@@ -73,7 +73,7 @@ class AssistantDesk:
         with self._records:
             save_run(self.layout, run)
             tracked.step = cycle
-            log_traces([run.trace], {}, tracked=tracked, tasks={task.id: task})
+            log_traces([run.trace], {}, tracked=tracked, tasks={task.id: task}, llm=self.config.llm)
         return run
 
     def load(self, run_id: str) -> PageRun | None:

@@ -20,8 +20,8 @@ from visloop.assistant.providers import DataProvider
 from visloop.assistant.runs import CycleParts
 from visloop.assistant.safety import Safety
 from visloop.assistant.sources import LeftOut, NotedProvider, Shelf, list_files, open_drawn, open_regions, open_search
-from visloop.chat.base import ChatModel
 from visloop.chat.factory import cached_chat
+from visloop.chat.timing import TimedChat
 from visloop.config import Config
 from visloop.config_assistant import AssistantConfig, CriticChoice, TaskSource
 from visloop.datasets.images import store_picture
@@ -107,9 +107,9 @@ class Workbench:
         return read_shard(path, LeftOut) if path.is_file() else []
 
     @cached_property
-    def chat(self) -> ChatModel | None:
+    def chat(self) -> TimedChat | None:
         """The LLM of planner, critic, LIST and the search for negatives, where one of them needs it."""
-        return cached_chat(self.config.llm) if self.assistant.asks_llm() else None
+        return TimedChat(cached_chat(self.config.llm)) if self.assistant.asks_llm() else None
 
     @cached_property
     def tools(self) -> Toolbox:

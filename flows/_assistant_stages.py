@@ -1,6 +1,6 @@
 """The stages of the assistant: tasks, learning data, the pools it starts with, one cycle, one evaluation of pools."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -222,10 +222,17 @@ def _learning_config(config: Config) -> dict[str, Any]:
 
 
 def play_cycle(
-    config: Config, layout: Layout, *, number: int, folder: Path | None = None, before: Path | None = None, people: Path | None = None
+    config: Config,
+    layout: Layout,
+    *,
+    number: int,
+    folder: Path | None = None,
+    before: Path | None = None,
+    people: Path | None = None,
+    on_chat: Callable[[float], None] | None = None,
 ) -> Any:
     """Stage: one cycle over its share of the stream, or over what people said (``people``, their frozen feedback). It goes on from the
-    last task that a killed run finished."""
+    last task that a killed run finished. ``on_chat`` is told how many seconds this call of it waited for the LLM, if there is one."""
     target, start = folder or layout.cycle(number), before or layout.cycle(number - 1)
 
     def work(place: Path) -> dict[str, float]:
@@ -251,6 +258,8 @@ def play_cycle(
             state=load_state(states, tasks=tasks),
             on_state=keep,
         )
+        if on_chat is not None and bench.chat is not None:
+            on_chat(bench.chat.seconds)
         save_pools(result.pools, place)
         bench.keep_material(result.records.instances)
         for name in RECORDS:

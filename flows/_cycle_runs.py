@@ -1,5 +1,6 @@
 """A cycle in MLflow: a child run with its counts, its gate's figures and the hashes of its pools, whichever flow played it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flows._assistant_stages import read_tasks
@@ -35,9 +36,18 @@ def log_cycle(config: Config, layout: Layout, child: TrackedRun, number: int) ->
     show_traces(config, layout, child, number)
     report = read_json(folder / "report.json")
     gate = {key: value for key, value in report["gate"].items() if isinstance(value, int | float)}
-    child.log_round({**report["counts"], **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
+    spent = price_counts(config, report["counts"])
+    child.log_round({**report["counts"], **spent, **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
     child.set_tags({FOLDER_TAG: folder.as_posix(), **{f"pool.{name}": digest for name, digest in report["pools"].items()}})
     child.log_json(folder / "report.json")
+
+
+def price_counts(config: Config, counts: Mapping[str, int]) -> dict[str, float]:
+    """What the cycle's plans and critiques cost, ``cost/usd``; nothing where no LLM wrote any, or its price is unknown."""
+    if "tokens/new" not in counts:
+        return {}
+    price = config.llm.price_tokens(prompt=counts["tokens/prompt"], new=counts["tokens/new"])
+    return {} if price is None else {"cost/usd": sum(price)}
 
 
 def show_traces(config: Config, layout: Layout, child: TrackedRun, number: int) -> None:
@@ -50,6 +60,7 @@ def show_traces(config: Config, layout: Layout, child: TrackedRun, number: int) 
         tracked=child,
         critiques=read_shard(folder / "critiques.jsonl", Critique),
         tasks={task.id: task for task in tasks},
+        llm=config.llm,
         limit=SHOWN_TRACES,
     )
 

@@ -32,8 +32,8 @@ Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 Counts = Mapping[str, float]
 
-OPERATIONAL_KEYS = frozenset({"api_key_env", "base_url", "concurrency", "timeout_seconds", "max_retries"})
-"""Config keys that say how a stage is carried out, not what comes out: a longer time-out must not throw work away."""
+OPERATIONAL_KEYS = frozenset({"api_key_env", "base_url", "concurrency", "timeout_seconds", "max_retries", "price_prompt", "price_new"})
+"""Config keys that say how a stage is carried out and what it costs, not what comes out: a longer time-out must not throw work away."""
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES})
 

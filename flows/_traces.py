@@ -12,11 +12,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from flows._database import PatientClient, call_patiently, connect
+from flows._trace_spans import count_spans, measure_steps, write_spans
 from flows._tracking import TrackedRun
 from visloop.answers import read_boolean
+from visloop.config import ChatConfig
 from visloop.errors import DataError
 from visloop.ids import make_id
-from visloop.records.assistant import Critique, Feedback, StepTrace, Task, Trace
+from visloop.records.assistant import Critique, Feedback, Task, Trace
 
 TRACE_TAG, TASK_TAG, CYCLE_TAG, CULPRIT_TAG = "visloop.trace_id", "visloop.task_id", "visloop.cycle", "visloop.culprit"
 KIND_TAG, FAMILY_TAG = "visloop.kind", "visloop.family"
@@ -38,12 +40,14 @@ def log_traces(
     tracked: TrackedRun,
     critiques: Sequence[Critique] = (),
     tasks: Mapping[str, Task] = MappingProxyType({}),
+    llm: ChatConfig | None = None,
     limit: int = 50,
 ) -> int:
     """Log the first ``limit`` runs of a cycle as traces of its MLflow run; returns how many were new.
 
     Each is an AGENT span for the task with a TOOL span per executed step below it, one after the other and as long as the steps took. A
-    step that failed is an ERROR span with its message. Written to the database when this returns. A run that an earlier call logged is
+    step that failed is an ERROR span with its message. Where an LLM was asked for the program, an LLM span before them has its replies and
+    its tokens, from which MLflow knows those of the trace. Written to the database when this returns. A run that an earlier call logged is
     not logged again but linked to this MLflow run as well, and gets the feedback that it lacks.
 
     Args:
@@ -51,6 +55,7 @@ def log_traces(
         tracked: the cycle's run; its ``step`` is the number of the cycle.
         critiques: the last one of a trace that could be read gives its tag ``visloop.culprit``.
         tasks: by id; their instruction and pictures are shown.
+        llm: who was asked for programs, for the price of its tokens; None: unknown.
 
     Raises:
         DataError: the database did not keep a trace (tracing is switched off or sampled, or others hold the database).
@@ -68,7 +73,7 @@ def log_traces(
             break
         if attempt:
             _log.warning("%d traces were not kept by MLflow, logging them again", len(missing))
-        _write_traces(missing, tracked=tracked, culprits=culprits, tasks=tasks)
+        _write_traces(missing, tracked=tracked, culprits=culprits, tasks=tasks, llm=llm)
         logged |= {trace.id: found for trace in missing if (found := _find_whole(trace, tracked)) is not None}
         missing = [trace for trace in missing if trace.id not in logged]
     if missing:
@@ -127,94 +132,30 @@ def _find_whole(trace: Trace, tracked: TrackedRun) -> Any | None:
         return None
     # With spans MLflow gives only traces that have all that were started; without, all.
     loaded = list(_search(tracked.client, tracked.experiment_id, query, include_spans=True))
-    whole = {found.info.trace_id: found for found in loaded if len(found.data.spans) == len(trace.steps) + 1}
+    whole = {found.info.trace_id: found for found in loaded if len(found.data.spans) == count_spans(trace)}
     broken = [trace_id for trace_id in known if trace_id not in whole]
     if broken:
         tracked.client.delete_traces(tracked.experiment_id, trace_ids=broken)
     return next(iter(whole.values()), None)
 
 
-def _write_traces(traces: Sequence[Trace], *, tracked: TrackedRun, culprits: Mapping[str, str], tasks: Mapping[str, Task]) -> None:
+def _write_traces(
+    traces: Sequence[Trace], *, tracked: TrackedRun, culprits: Mapping[str, str], tasks: Mapping[str, Task], llm: ChatConfig | None
+) -> None:
     """Write traces and wait until they are in the database. They lie one behind the other in time and end now."""
     import mlflow
 
-    lengths = [_to_nanoseconds(trace.steps) + _GAP_NANOSECONDS for trace in traces]
+    lengths = [measure_steps(trace.steps) + _GAP_NANOSECONDS for trace in traces]
     start = time.time_ns() - sum(lengths)
     for trace, length in zip(traces, lengths, strict=True):
-        _write_trace(trace, tracked=tracked, culprit=culprits.get(trace.id), task=tasks.get(trace.task_id), start=start)
+        task, culprit = tasks.get(trace.task_id), culprits.get(trace.id)
+        tags = {TRACE_TAG: trace.id, TASK_TAG: trace.task_id, CYCLE_TAG: str(tracked.step)}
+        tags |= {CULPRIT_TAG: culprit} if culprit else {}
+        tags |= {KIND_TAG: task.kind, FAMILY_TAG: task.family} if task else {}
+        metadata = {_RUN_KEY: tracked.run_id}
+        write_spans(trace, task=task, tags=tags, metadata=metadata, experiment_id=tracked.experiment_id, llm=llm, start=start)
         start += length
     mlflow.flush_trace_async_logging()
-
-
-def _write_trace(trace: Trace, *, tracked: TrackedRun, culprit: str | None, task: Task | None, start: int) -> None:
-    import mlflow
-    from mlflow.entities import SpanType
-
-    tags = {TRACE_TAG: trace.id, TASK_TAG: trace.task_id, CYCLE_TAG: str(tracked.step)}
-    tags |= {CULPRIT_TAG: culprit} if culprit else {}
-    tags |= {KIND_TAG: task.kind, FAMILY_TAG: task.family} if task else {}
-    shown = {"instruction": task.instruction, "images": list(task.images)} if task else {"task": trace.task_id}
-    proposal = trace.proposal
-    root = mlflow.start_span_no_context(
-        "task",
-        span_type=SpanType.AGENT,
-        inputs={**shown, "plan": list(proposal.plan), "program": proposal.program},
-        attributes=_drop_empty(
-            {
-                "author": proposal.author,
-                "confidence": proposal.confidence,
-                "demonstrations": list(proposal.demonstrations),
-                "status": trace.status,
-                "error_step": trace.error_step,
-                "seconds": trace.seconds,
-            }
-        ),
-        tags=tags,
-        metadata={_RUN_KEY: tracked.run_id},
-        experiment_id=tracked.experiment_id,
-        start_time_ns=start,
-    )
-    moment = start
-    for step in trace.steps:
-        span = mlflow.start_span_no_context(
-            step.tool,
-            span_type=SpanType.TOOL,
-            parent_span=root,
-            inputs=dict(step.arguments),
-            attributes=_drop_empty(
-                {
-                    "step": step.step,
-                    "line": step.line,
-                    "variable": step.variable,
-                    "output_type": step.output_type,
-                    "seconds": step.seconds,
-                    "confidence": step.confidence,
-                    "prompts": list(step.prompts),
-                }
-            ),
-            start_time_ns=moment,
-        )
-        moment += _to_nanoseconds([step])
-        _end_span(span, step.error, outputs=None if step.error is not None else step.output, moment=moment)
-    boxes = [{"box": list(box.box), "label": box.label} for box in trace.result_boxes]
-    result = _drop_empty({"result": trace.result, "image": trace.result_image, "boxes": boxes})
-    _end_span(root, None if trace.status == "finished" else trace.error or trace.status, outputs=result or None, moment=moment)
-
-
-def _end_span(span: Any, error: str | None, *, outputs: Any, moment: int) -> None:
-    from mlflow.entities import SpanStatus, SpanStatusCode
-
-    if error is not None:
-        span.set_status(SpanStatus(SpanStatusCode.ERROR, error))
-    span.end(outputs=outputs, end_time_ns=moment)
-
-
-def _to_nanoseconds(steps: Sequence[StepTrace]) -> int:
-    return sum(round(step.seconds * 1e9) for step in steps)
-
-
-def _drop_empty(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None and value != [] and value != ""}
 
 
 def _link(infos: Sequence[Any], tracked: TrackedRun) -> None:

@@ -79,9 +79,11 @@ def prepare_tasks(config: Config, layout: Layout, run: TrackedRun) -> None:
 
 def teach(config: Config, layout: Layout, run: TrackedRun, number: int) -> None:
     """Play one cycle, check it and enter it into the history."""
-    people = find_frozen(config, layout, number)
+    people, waited = find_frozen(config, layout, number), list[float]()
     with run.open_child(f"cycle {number}", step=number) as child:
-        child.log_stage(play_cycle(config, layout, number=number, people=people))
+        child.log_stage(play_cycle(config, layout, number=number, people=people, on_chat=waited.append))
+        if waited:
+            child.log_round({"chat/seconds": sum(waited)})
         check_cycle(config, layout, number)
         log_cycle(config, layout, child, number)
         enter_pools(layout, child, number)

@@ -379,7 +379,7 @@ def test_how_a_model_is_reached_does_not_decide_the_outputs(tmp_path: Path) -> N
         return len(work.made)
 
     assert made(ChatConfig()) == 4
-    assert made(ChatConfig(timeout_seconds=999, concurrency=1, max_retries=0, base_url="http://127.0.0.1:9/v1")) == 0
+    assert made(ChatConfig(timeout_seconds=999, concurrency=1, max_retries=0, base_url="http://127.0.0.1:9/v1", price_new=2.0)) == 0
     assert made(ChatConfig(model="another")) == 4
 
 

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
+from flows._cycle_runs import log_cycle, price_counts
 from flows._database import connect
-from flows._traces import FEEDBACK_KEY, TRACE_TAG, log_traces, read_new_feedback
+from flows._layout import Layout
+from flows._records import write_json
+from flows._traces import FEEDBACK_KEY, TASK_TAG, TRACE_TAG, log_traces, read_new_feedback
 from flows._tracking import TrackedRun, open_run
-from visloop.config import Config, PathsConfig
+from visloop.config import ChatConfig, Config, PathsConfig
 from visloop.errors import DataError
 from visloop.records.assistant import Critique, Feedback, LabelledBox, Proposal, StepTrace, Task, Trace
+from visloop.records.manifest import Manifest, write_manifest
+from visloop.records.shards import write_shard
 
 PROGRAM = "BOX0=LOC(image=IMAGE,object='teal star')\nANSWER0=COUNT(box=BOX0)\nFINAL_RESULT=RESULT(var=ANSWER0)"
 
@@ -164,6 +169,51 @@ def test_failing_step_is_an_error_span_with_its_message(mlruns: Path, experiment
     assert failed.data.spans[2].outputs is None and failed.info.state == "ERROR"
     (root,) = find_one(mlruns, experiment, "trace1").data.spans
     assert (root.status.status_code, root.status.description) == ("ERROR", "the proposal holds no program")
+
+
+def test_tokens_of_an_llm_are_those_of_the_trace(mlruns: Path, experiment: str) -> None:
+    """They stand where MLflow's own pages look for them, with what they cost where a price is known."""
+    plain = make_trace(0)
+    paid = replace(plain.proposal, author="llm:m", replies=("Step 1: ...", PROGRAM), prompt_tokens=900, new_tokens=60)
+    traces = [plain, make_trace(1, proposal=paid), make_trace(2, proposal=paid)]
+    assert log(mlruns, experiment, traces[:2], llm=ChatConfig(model="m")) == 2
+    assert log(mlruns, experiment, traces, llm=ChatConfig(model="m", price_prompt=0.5, price_new=2.0), seed=1) == 1
+    free, asked, priced = (find_one(mlruns, experiment, trace.id) for trace in traces)
+    assert (free.info.token_usage, free.info.cost, [span.name for span in free.data.spans]) == (
+        None,
+        None,
+        ["task", "LOC", "COUNT", "RESULT"],
+    )
+    for found in (asked, priced):
+        root, planner, *steps = found.data.spans
+        assert found.info.token_usage == {"input_tokens": 900, "output_tokens": 60, "total_tokens": 960}
+        assert (planner.name, planner.span_type, planner.parent_id, len(steps)) == ("planner", "LLM", root.span_id, 3)
+        assert planner.outputs == {"replies": ["Step 1: ...", PROGRAM]} and planner.inputs == {"task": found.info.tags[TASK_TAG]}
+    assert asked.info.cost is None
+    assert priced.info.cost == pytest.approx({"input_cost": 0.00045, "output_cost": 0.00012, "total_cost": 0.00057})
+
+
+def test_a_cycle_shows_what_its_llm_read_and_wrote_and_what_that_cost(tmp_path: Path, mlruns: Path, experiment: str) -> None:
+    counts = {"tasks": 1, "tokens/prompt": 3_000_000, "tokens/new": 250_000}
+    config = Config(paths=PathsConfig(data=str(tmp_path), mlruns=str(mlruns)), llm=ChatConfig(price_prompt=0.5, price_new=2.0))
+    layout = Layout.from_config(config)
+    report = {"counts": counts, "gate": {}, "demonstrations": 1, "prompts": 0, "pools": {}}
+    write_json(layout.cycle(1) / "report.json", report)
+    for name, records in (("traces", [make_trace(0)]), ("feedback", []), ("critiques", [])):
+        write_shard(layout.cycle(1) / f"{name}.jsonl", records)
+    write_shard(layout.tasks / "stream.jsonl", [make_task(0)])
+    write_manifest(layout.cycle(1), Manifest(stage="cycle 1", inputs={}, config={}, code=""))
+    with open_run(experiment, config) as run, run.open_child("cycle 1", step=1) as child:
+        log_cycle(config, layout, child, 1)
+    for logged in (run, child):
+        metrics = run.client.get_run(logged.run_id).data.metrics
+        assert {name: metrics[name] for name in ("tokens/prompt", "tokens/new", "cost/usd")} == {
+            "tokens/prompt": 3_000_000,
+            "tokens/new": 250_000,
+            "cost/usd": 2.0,
+        }
+    assert price_counts(replace(config, llm=ChatConfig()), counts) == {}, "no price, no cost"
+    assert price_counts(config, {"tasks": 1}) == {}, "no LLM, no cost"
 
 
 def test_run_is_logged_once_and_linked_to_later_runs(mlruns: Path, experiment: str) -> None:
