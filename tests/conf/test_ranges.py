@@ -9,7 +9,7 @@ import pytest
 
 from flows._entry import compose_config, from_plain, to_plain
 from visloop.assistant.material import plan_tuning
-from visloop.config import Config
+from visloop.config import ChatConfig, Config
 from visloop.config_assistant import PromptTuning
 from visloop.config_ranges import RANGES, Range
 from visloop.errors import ConfigError
@@ -85,6 +85,22 @@ def test_overrides_of_the_command_line_are_checked_all_at_once() -> None:
 def test_settings_of_single_tools_are_checked_too() -> None:
     with pytest.raises(ConfigError, match=r"assistant\.tools\.tunings\.REPLACE\.steps is 0, use 1 or more"):
         compose_config(["tools@assistant.tools=clova_paper", "assistant.tools.tunings.REPLACE.steps=0"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("price_prompt", -0.1), ("price_new", float("nan")), ("price_new", float("inf"))])
+def test_a_price_is_a_number_of_dollars(key: str, value: float) -> None:
+    plain = to_plain(_default())
+    plain["llm"][key] = value
+    with pytest.raises(ConfigError, match=rf"{key} of model \S+ is {value}; use USD per million tokens, 0 or more"):
+        from_plain(plain)
+
+
+def test_a_price_of_one_side_is_a_price_and_none_is_unknown() -> None:
+    assert ChatConfig().price_tokens(prompt=10, new=10) is None
+    assert ChatConfig(price_new=2.0).price_tokens(prompt=10, new=500_000) == (0.0, 1.0)
+    assert ChatConfig(price_prompt=0.5, price_new=2.0).price_tokens(prompt=3_000_000, new=0) == (1.5, 0.0)
+    served = compose_config(["model@llm=served_llm", "llm.price_prompt=0.5"]).llm
+    assert (served.price_prompt, served.price_new) == (0.5, 0.0)
 
 
 def test_the_ends_of_ranges_can_be_used() -> None:

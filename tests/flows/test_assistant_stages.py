@@ -1,18 +1,41 @@
 """What the assistant's stages read: a change of it must make them run again."""
 
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flows._assistant_stages import CYCLE_CODE, _learning_config, draw_tasks, part_inputs, read_task_truths, read_tasks, start_pools
+from flows import _assistant_parts, _assistant_stages
+from flows._assistant_stages import (
+    CYCLE_CODE,
+    _learning_config,
+    draw_tasks,
+    part_inputs,
+    play_cycle,
+    read_task_truths,
+    read_tasks,
+    start_pools,
+)
 from flows._code import hash_code
 from flows._entry import compose_config
 from flows._layout import Layout
+from tests.fixtures.scripted_chat import ScriptedChat
+from tests.unit.test_llm_planner import PROGRAM
 from tests.unit.test_nlvr import make_line, write_nlvr
-from visloop.assistant.pools import read_pools
-from visloop.errors import ConfigError, DataError
+from tests.unit.test_slot_filling import ask
+from visloop.assistant.cycle import CycleResult
+from visloop.assistant.cycle_state import CycleRecords
+from visloop.assistant.gate import GateReport
+from visloop.assistant.pools import Pools, read_pools
+from visloop.assistant.runs import CycleParts, propose_programs
+from visloop.chat.base import ChatRequest
+from visloop.chat.timing import TimedChat
+from visloop.config import Sampling
+from visloop.errors import ConfigError, DataError, ModelError
+from visloop.records.assistant import Task
 from visloop.records.shards import write_shard
 from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.tools import plugins
@@ -90,3 +113,42 @@ def test_a_task_pack_on_disk_is_an_input(tmp_path: Path) -> None:
     own, shipped = (compose_config(["experiment=nlvr_loop", f"assistant.planner.pack={pack}"]) for pack in (tmp_path, "nlvr"))
     assert part_inputs(own, Layout(tmp_path, "scenes"))["pack"] == tmp_path
     assert "pack" not in part_inputs(shipped, Layout(tmp_path, "scenes")), "the shipped ones are code"
+
+
+def test_a_cycle_tells_how_long_it_waited_for_the_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: ChatRequest) -> str:
+        time.sleep(0.02)
+        return PROGRAM
+
+    def plan_once(tasks: Sequence[Task], *, parts: CycleParts, pools: Pools, cycle: int, **others: object) -> CycleResult:
+        assert len(propose_programs(tasks, pools=pools, parts=parts)) == 1
+        gate = GateReport(replay_before=None, replay_after=None, held_out_before=None, held_out_after=None)
+        return CycleResult(cycle=cycle, pools=pools, records=CycleRecords(), gate=gate, counts={"tasks": 1}, known=frozenset())
+
+    monkeypatch.setattr(_assistant_parts, "cached_chat", lambda config: ScriptedChat(answer))
+    monkeypatch.setattr(_assistant_stages, "run_cycle", plan_once)
+    layout = Layout(tmp_path / "data", "scenes")
+    (layout.collection / "image_search").mkdir(parents=True)
+    for part in ("stream", "replay", "held_out", "truth"):
+        write_shard(layout.tasks / f"{part}.jsonl", [ask("Is there a star?")] if part == "stream" else [])
+    config = compose_config(["assistant.tasks.cycles=1", "planner@assistant.planner=llm", "assistant.planner.use_plan=false"])
+    start_pools(config, layout)
+    waited: list[float] = []
+    manifest = play_cycle(config, layout, number=1, on_chat=waited.append)
+    assert len(waited) == 1 and waited[0] >= 0.02
+    assert not [name for name in manifest.counts if "second" in name or "chat" in name], "no clock in what is kept"
+    play_cycle(config, layout, number=1, on_chat=waited.append)
+    assert len(waited) == 1, "a cycle that is there waits for nobody"
+
+
+def test_what_a_clock_says_of_a_model_includes_calls_that_fail() -> None:
+    def script(request: ChatRequest) -> str:
+        time.sleep(0.01)
+        raise ModelError("gone")
+
+    chat = TimedChat(ScriptedChat(script, name="m"))
+    for calls in (1, 2):
+        with pytest.raises(ModelError, match="gone"):
+            chat.reply([ChatRequest(id="r", messages=())], sampling=Sampling())
+        assert chat.seconds >= 0.01 * calls
+    assert chat.name == "m"
