@@ -130,6 +130,7 @@ base: $(INSTALLED) ## train the embedded models from nothing and write their mod
 	@$(RUN) -m visloop.embedded.train_owlvit --out .embedded --clip .embedded/clip --seed $(SEED)
 	@$(RUN) -m visloop.embedded.train_planner --out .embedded --seed $(SEED)
 	cp -r .embedded/base .embedded/judge .embedded/clip .embedded/owlvit .embedded/planner src/visloop/embedded/weights/
+	@$(RUN) -m apps.weights --shipped --write src/visloop/embedded/weights.yaml
 
 .PHONY: bench
 bench: $(INSTALLED) ## speed and memory against named baselines; results in benchmarks/results

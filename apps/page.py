@@ -12,8 +12,9 @@ import uvicorn
 from rich.console import Console
 
 from apps._server import make_app
-from flows._entry import compose_config, needs_hub
+from flows._entry import compose_config
 from flows._environment import set_hub_offline
+from flows._named_models import needs_hub
 from visloop.errors import VisloopError
 
 HOST, PORT = "127.0.0.1", 7860

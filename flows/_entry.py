@@ -26,11 +26,11 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from flows._environment import PROJECT_ROOT, set_hub_offline
+from flows._named_models import needs_hub
 from flows._servers import prepare_database, stop_orphaned_servers
 from flows._streams import keep_streams
 from flows._workers import choose_workers
-from visloop.config import Backend, ChatConfig, Config
-from visloop.config_assistant import EncoderChoice, WriterChoice
+from visloop.config import ChatConfig, Config
 from visloop.errors import ConfigError, VisloopError
 
 if TYPE_CHECKING:
@@ -130,21 +130,6 @@ def list_models(config: Config) -> list[ChatConfig]:
     """The chat models that ``config`` mounts."""
     models = [config.base, config.generate.model, config.assess.judge]
     return models if config.assess.text_judge is None else [*models, config.assess.text_judge]
-
-
-def needs_hub(config: Config) -> bool:
-    """Whether any mounted model must come from the model hub: neither shipped, nor a folder, nor served by an endpoint. The assistant's
-    models count where its configuration asks for them."""
-    assistant = config.assistant
-    chats = [*list_models(config), *([config.llm] if assistant.asks_llm() else [])]
-    names = [model.model for model in chats if model.backend is Backend.transformers]
-    names += [model.model for model in assistant.tools.list_models().values()]
-    names += [assistant.safety.classifier] if assistant.safety.classifier else []
-    if assistant.planner.asks(WriterChoice.embedded):
-        names.append(assistant.planner.lm)
-    if assistant.planner.encoder is EncoderChoice.sentence:
-        names.append(assistant.planner.encoder_model)
-    return any(not name.startswith("embedded/") and not Path(name).is_dir() for name in names)
 
 
 def settle_workers(config: Config) -> Config:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows._assistant_systems import ABLATIONS
-from flows._entry import CONFIG_DIR, compose_config, from_plain, needs_hub, to_plain
+from flows._entry import CONFIG_DIR, compose_config, from_plain, to_plain
+from flows._named_models import needs_hub
 from visloop.config import Config, Loss, PairStrategy, Scorer
 from visloop.errors import ConfigError
 

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from flows._assistant_stages import part_inputs
-from flows._entry import compose_config, needs_hub
+from flows._entry import compose_config
 from flows._layout import Layout
+from flows._named_models import needs_hub
 from tests.fixtures.tiny_vision import SIDE, save_classifier
 from visloop.assistant.safety import Safety
 from visloop.chat.loads import count_loads, reset_loads
 from visloop.config_providers import SafetyConfig
-from visloop.errors import ConfigError
+from visloop.errors import ConfigError, ModelError
 from visloop.tools.picture_check import load_picture_check
 
 
@@ -49,6 +50,25 @@ def test_pictures_from_the_threshold_on_are_refused(tmp_path: Path, images: list
     worst = scores.index(ordered[-1])
     assert reasons[worst] == f"unsafe by several/classifier: {ordered[-1]:.2f}"
     assert safety.open_check()([]) == [] and sum(count_loads().values()) == 1, "loaded once"
+
+
+def test_the_pinned_revision_is_the_one_that_is_loaded(tmp_path: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached, loaded = tmp_path / "models--owner--vit", []
+    (cached / "refs").mkdir(parents=True)
+    for tag, commit in (("main", "a" * 40), ("v1", "b" * 40)):
+        folder = save_classifier(cached / "snapshots" / commit, several=tag == "v1")
+        (cached / "refs" / tag).write_text(commit)
+        loaded.append(score_plainly(folder, images[:1], several=tag == "v1")[0])
+    for name, score in zip(("owner/vit", "owner/vit@v1"), loaded, strict=True):
+        check = load_picture_check(SafetyConfig(classifier=name, unsafe_labels=["gore", "nudity"], threshold=1e-6))
+        assert check(images[:1]) == [f"unsafe by {name}: {score:.2f}"]
+    assert f"{loaded[0]:.2f}" != f"{loaded[1]:.2f}"
+    with pytest.raises(ModelError, match="owner/vit@v2"):
+        load_picture_check(SafetyConfig(classifier="owner/vit@v2", unsafe_labels=["gore"]))
 
 
 def test_what_gives_no_number_is_refused(tmp_path: Path, images: list[Image.Image]) -> None:

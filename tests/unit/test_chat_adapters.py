@@ -57,6 +57,20 @@ def test_a_hub_id_has_no_hash_and_is_left_alone(project: Path) -> None:
     assert name_base("owner/model") == "owner/model"
 
 
+def test_a_mirrored_base_is_named_as_the_hub_names_it(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_base(tmp_path / "mirror" / "owner" / "model@v1")
+    monkeypatch.setenv(weights.MIRROR, str(tmp_path / "mirror"))
+    (project / "m").mkdir()
+    write_base(project / "m", base=base)
+    assert json.loads((project / "m" / BASE_FILE).read_text())["base"] == "owner/model@v1"
+    assert find_base("m") == str(base)
+    (base / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ModelError, match="are not those"):
+        find_base("m")
+    write_base(project / "m", base="owner/model@v2")
+    assert find_base("m") == "owner/model@v2"
+
+
 def test_other_weights_are_refused_also_after_a_first_look(project: Path) -> None:
     base = save_base(project / "base")
     (project / "m").mkdir()

@@ -1,5 +1,6 @@
 """Names of models: shipped, folders, hub ids, and what is none of them."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "weights" / name).mkdir(parents=True)
         (tmp_path / "weights" / name / "config.json").write_text("{}")
     (tmp_path / "weights" / "half_written").mkdir()
+    monkeypatch.delenv(weights.MIRROR, raising=False)
     monkeypatch.setattr(weights, "shipped_folder", lambda: tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -45,6 +47,58 @@ def test_folder_without_a_config_is_refused(shipped: Path) -> None:
 @pytest.mark.parametrize("name", ["llava-hf/llava-v1.6-mistral-7b-hf", "Qwen/Qwen2.5-VL-7B-Instruct"])
 def test_hub_id_is_left_alone(shipped: Path, name: str) -> None:
     assert weights.resolve_model(name) == name
+
+
+def test_a_pinned_revision_stays_with_the_hub_id_until_it_is_loaded(shipped: Path) -> None:
+    source = weights.resolve_model("Qwen/Qwen2.5-VL-7B@4f2a.b-1")
+    assert weights.split_revision(source) == ("Qwen/Qwen2.5-VL-7B", "4f2a.b-1")
+    assert weights.load_arguments(source) == {"pretrained_model_name_or_path": "Qwen/Qwen2.5-VL-7B", "revision": "4f2a.b-1"}
+    assert weights.load_arguments("gpt2") == {"pretrained_model_name_or_path": "gpt2"}
+    assert weights.name_model("owner/model@v1") == "owner/model@v1", "records say which revision it was"
+    for wrong in ("owner/model@", "owner/model@a b", "owner/model@-x", "embedded/base@v1"):
+        with pytest.raises(ModelError):
+            weights.resolve_model(wrong)
+
+
+def test_a_mirrored_model_comes_before_the_hub(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = shipped / "mirror"
+    for name in ("owner/model", "owner/model@v1"):
+        (mirror / name).mkdir(parents=True)
+        (mirror / name / "model_index.json").write_text("{}")
+    (mirror / "owner" / "half").mkdir()
+    assert weights.resolve_model("owner/model") == "owner/model" and not weights.is_local("owner/model")
+    monkeypatch.setenv(weights.MIRROR, str(mirror))
+    assert weights.resolve_model("owner/model") == str(mirror / "owner/model") and weights.is_local("owner/model")
+    pinned = weights.resolve_model("owner/model@v1")
+    assert weights.load_arguments(pinned) == {"pretrained_model_name_or_path": str(mirror / "owner/model@v1")}
+    assert weights.resolve_model("owner/model@v2") == "owner/model@v2", "a copy that does not say its revision is not taken for one"
+    assert weights.resolve_model("embedded/base") == str(shipped / "weights" / "base")
+    (shipped / "owner" / "model").mkdir(parents=True)
+    (shipped / "owner" / "model" / "config.json").write_text("{}")
+    assert weights.resolve_model("owner/model") == str(shipped / "owner/model"), "a folder that is named is that folder"
+    with pytest.raises(ModelError, match=r"'owner/half': the folder has neither .*mirror/owner/half"):
+        weights.resolve_model("owner/half")
+    monkeypatch.setenv(weights.MIRROR, str(shipped / "none"))
+    with pytest.raises(ModelError, match=r"VISLOOP_WEIGHTS=.*none: no such folder"):
+        weights.resolve_model("owner/other")
+
+
+def test_every_loader_passes_the_revision_on() -> None:
+    """``from_pretrained`` of a resolved name takes ``load_arguments``; what is always a folder is named here."""
+    folders = {"symbol_model.py", "clip_run.py", "train_owlvit.py", "train_planner.py", "checkpoints.py"}
+    wrong, passed = [], 0
+    texts = {path: path.read_text() for path in sorted(Path(weights.visloop.__file__).parent.rglob("*.py")) if path.name not in folders}
+    for path, text in texts.items():
+        calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)) if "from_pretrained(" in text else ()
+        for call in calls:
+            if not isinstance(call.func, ast.Attribute) or call.func.attr != "from_pretrained":
+                continue
+            given = ast.unparse(call)
+            if "load_arguments(" in given:
+                passed += 1
+            elif not given.startswith(("PeftModel.", "type(model).")):  # an adapter's folder; a checkpoint's
+                wrong.append(f"{path.name}:{call.lineno}: {given}")
+    assert wrong == [] and passed >= 15
 
 
 @pytest.mark.parametrize("name", ["data/rounds/01/model", "./m_1", "/nowhere/m_1", "", "a b", "../m"])

@@ -9,7 +9,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from visloop.chat.weights import SHIPPED_PREFIX, resolve_model, shipped_folder, stamp_weights
+from visloop.chat.weights import SHIPPED_PREFIX, find_mirror, resolve_model, shipped_folder, stamp_weights
 from visloop.errors import ModelError
 from visloop.ids import hash_file, hash_json
 
@@ -23,7 +23,8 @@ def is_adapter(source: str | Path) -> bool:
 
 
 def name_base(source: str | Path) -> str:
-    """How an adapter records its base: shipped name, ``./path`` from the working directory, or what lies outside of it as it is.
+    """How an adapter records its base: shipped name, hub id (of a mirrored folder, too), ``./path`` from the working directory, or what
+    lies outside of it as it is.
 
     ``./`` keeps a local path apart from a shipped name and from a hub id.
     """
@@ -33,6 +34,9 @@ def name_base(source: str | Path) -> str:
     folder = folder.resolve()
     if folder.parent == shipped_folder().resolve():
         return SHIPPED_PREFIX + folder.name
+    mirror = find_mirror()
+    if mirror is not None and folder.is_relative_to(mirror.resolve()):
+        return folder.relative_to(mirror.resolve()).as_posix()
     here = Path.cwd()
     return f"./{folder.relative_to(here).as_posix()}" if folder.is_relative_to(here) else folder.as_posix()
 
@@ -55,12 +59,12 @@ def find_base(adapter: str | Path) -> str:
         base, digest = str(record["base"]), record["hash"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file}: an adapter needs this file with the keys base and hash ({error})") from error
-    if digest is None:
-        return base
     try:
         source = resolve_model(base)
     except ModelError as error:
         raise ModelError(f"{file}: its base is not there, seen from {Path.cwd()} ({error}); put the base back or train again") from error
+    if digest is None:
+        return source
     if not Path(source).is_dir() or _hash_at(source, stamp_weights(source)) != digest:
         raise ModelError(f"{file}: the weights in {source} are not those that the adapter was trained on")
     return source

@@ -19,7 +19,7 @@ from visloop.chat.decoding import Decoded, Decoder
 from visloop.chat.generate_decoding import GenerateDecoder
 from visloop.chat.loads import note_load
 from visloop.chat.row_decoding import RowDecoder, supports_row_cache
-from visloop.chat.weights import name_model, resolve_model, stamp_weights
+from visloop.chat.weights import load_arguments, name_model, resolve_model, stamp_weights
 from visloop.config import ChatConfig
 from visloop.errors import ConfigError, DataError, ModelError
 
@@ -171,9 +171,9 @@ def load_model(config: ChatConfig) -> _Loaded:
             return loaded
         base = find_base(source) if is_adapter(source) else source
         try:
-            processor: Any = AutoProcessor.from_pretrained(source, local_files_only=Path(source).is_dir())  # type: ignore[no-untyped-call]
+            processor: Any = AutoProcessor.from_pretrained(**load_arguments(source), local_files_only=Path(source).is_dir())  # type: ignore[no-untyped-call]
             model: Any = AutoModelForImageTextToText.from_pretrained(
-                base, local_files_only=Path(base).is_dir(), dtype=dtype, attn_implementation=config.attn_implementation
+                **load_arguments(base), local_files_only=Path(base).is_dir(), dtype=dtype, attn_implementation=config.attn_implementation
             )
             if base != source:
                 model = _merge_adapter(model, source)

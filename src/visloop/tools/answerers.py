@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from visloop.answers import normalize_answer
+from visloop.chat.weights import load_arguments
 from visloop.config_assistant import ToolsConfig, VqaBackend
 from visloop.errors import ConfigError, ModelError
 from visloop.ids import make_id
@@ -54,10 +55,10 @@ def make_answerer(
 def _load_blip(source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor, BlipForQuestionAnswering
 
-    if (found := AutoConfig.from_pretrained(source).model_type) != "blip":
+    if (found := AutoConfig.from_pretrained(**load_arguments(source)).model_type) != "blip":
         raise ModelError(f"{source} holds a {found}; VQA's model is a blip")
-    processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
-    return BlipForQuestionAnswering.from_pretrained(source, dtype=dtype), processor
+    processor: Any = AutoProcessor.from_pretrained(**load_arguments(source))  # type: ignore[no-untyped-call]
+    return BlipForQuestionAnswering.from_pretrained(**load_arguments(source), dtype=dtype), processor
 
 
 class BlipAnswerer:

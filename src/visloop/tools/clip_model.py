@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor
 
-from visloop.chat.weights import resolve_model
+from visloop.chat.weights import load_arguments, resolve_model
 from visloop.config_assistant import VisionConfig
 from visloop.errors import ModelError
 
@@ -147,8 +147,8 @@ def load_clip(config: VisionConfig) -> ClipEncoder:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
-        model = AutoModel.from_pretrained(source, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(source)
+        model = AutoModel.from_pretrained(**load_arguments(source), dtype=dtype)
+        processor = AutoProcessor.from_pretrained(**load_arguments(source))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a CLIP from {config.model!r}: {error}") from error
     if not isinstance(model, CLIPModel):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visloop.chat.weights import load_arguments
 from visloop.config_assistant import RegionBackend, ToolsConfig
 from visloop.errors import ConfigError, ModelError
 from visloop.records.assistant import Instance
@@ -53,11 +54,11 @@ def _load_detector(source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor, Owlv2ForObjectDetection, OwlViTForObjectDetection
 
     kinds: dict[str, Any] = {"owlvit": OwlViTForObjectDetection, "owlv2": Owlv2ForObjectDetection}
-    found = AutoConfig.from_pretrained(source).model_type
+    found = AutoConfig.from_pretrained(**load_arguments(source)).model_type
     if found not in kinds:
         raise ModelError(f"{source} holds a {found}; LOC's detector is one of {', '.join(kinds)}")
-    processor: Any = AutoProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
-    return kinds[found].from_pretrained(source, dtype=dtype), processor
+    processor: Any = AutoProcessor.from_pretrained(**load_arguments(source))  # type: ignore[no-untyped-call]
+    return kinds[found].from_pretrained(**load_arguments(source), dtype=dtype), processor
 
 
 def phrase_query(name: str) -> str:

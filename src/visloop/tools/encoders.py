@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from visloop.chat.weights import resolve_model, split_revision
 from visloop.errors import ModelError
 
 
@@ -15,7 +16,7 @@ class SentenceEncoder:
     """A sentence-transformers model; it is loaded at once, to fail early.
 
     Args:
-        model: a local folder or a hub id.
+        model: a local folder or a hub id, with ``@revision`` if one is pinned.
         device: as torch spells it; None: the best there is.
 
     Raises:
@@ -27,8 +28,9 @@ class SentenceEncoder:
 
         self.name, self._batch_size = model, batch_size
         try:
-            self._model = SentenceTransformer(model, device=device)
-        except (OSError, ValueError, RuntimeError) as error:
+            source, revision = split_revision(resolve_model(model))
+            self._model = SentenceTransformer(source, device=device, revision=revision)
+        except (ModelError, OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"planner.encoder_model {model}: cannot be loaded ({error}); use a local folder, or encoder=words") from error
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

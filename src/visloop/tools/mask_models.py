@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from visloop.chat.weights import load_arguments
 from visloop.config_assistant import SegmentKind, ToolsConfig
 from visloop.errors import ConfigError, ModelError
 from visloop.tools.mounted import Mounted
@@ -290,11 +291,11 @@ def load_mask_model(source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
         "mask2former": (Mask2FormerForUniversalSegmentation, AutoImageProcessor),
         "clipseg": (CLIPSegForImageSegmentation, AutoProcessor),
     }
-    found = AutoConfig.from_pretrained(source).model_type
+    found = AutoConfig.from_pretrained(**load_arguments(source)).model_type
     if found not in kinds:
         raise ModelError(f"{source} holds a {found}; SEG's model is one of {', '.join(kinds)}")
     model, processor = kinds[found]
-    return model.from_pretrained(source, dtype=dtype), processor.from_pretrained(source)
+    return model.from_pretrained(**load_arguments(source), dtype=dtype), processor.from_pretrained(**load_arguments(source))
 
 
 def start_mask_prompt(model: MaskModel, *, spread: float, seed: int) -> Tensor:

@@ -41,8 +41,7 @@ def mount_model(config: VisionConfig, load: Callable[[str, torch.dtype | str], t
         ModelError: not found, or not a model of this kind.
         ConfigError: an unknown device or dtype.
     """
-    folder = Path(config.model).expanduser()
-    source = str(folder.resolve()) if (folder / "model_index.json").is_file() else resolve_model(config.model)
+    source = resolve_model(config.model)
     device, dtype = pick_device(config.device), pick_dtype(config.dtype, device=config.device)
     key = (kind, source, stamp_weights(source), str(device), str(dtype))
     with _LOADING:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from visloop.chat.weights import load_arguments
 from visloop.config_assistant import ReplaceBackend, ToolsConfig
 from visloop.errors import ConfigError
 from visloop.ids import seed_for
@@ -56,7 +57,7 @@ def _load_pipeline(source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     from diffusers import StableDiffusionInpaintPipeline
 
     chosen = {} if dtype == "auto" else {"torch_dtype": dtype}
-    pipeline: Any = StableDiffusionInpaintPipeline.from_pretrained(source, **chosen)  # type: ignore[no-untyped-call]
+    pipeline: Any = StableDiffusionInpaintPipeline.from_pretrained(**load_arguments(source), **chosen)  # type: ignore[no-untyped-call]
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)

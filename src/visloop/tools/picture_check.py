@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visloop.chat.weights import name_model
+from visloop.chat.weights import load_arguments, name_model
 from visloop.config_assistant import VisionConfig
 from visloop.config_providers import SafetyConfig
 from visloop.errors import ConfigError
@@ -27,8 +27,8 @@ def load_picture_check(config: SafetyConfig) -> "PictureCheck":
 def _load_classifier(source: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    processor: Any = AutoImageProcessor.from_pretrained(source)  # type: ignore[no-untyped-call]
-    return AutoModelForImageClassification.from_pretrained(source, dtype=dtype), processor
+    processor: Any = AutoImageProcessor.from_pretrained(**load_arguments(source))  # type: ignore[no-untyped-call]
+    return AutoModelForImageClassification.from_pretrained(**load_arguments(source), dtype=dtype), processor
 
 
 class PictureCheck:

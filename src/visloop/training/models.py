@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from visloop.chat.adapters import ADAPTER_CONFIG, find_base, hash_weights, is_adapter, name_base, write_base
 from visloop.chat.loads import note_load
-from visloop.chat.weights import resolve_model
+from visloop.chat.weights import load_arguments, resolve_model
 from visloop.errors import ConfigError, DataError, ModelError
 from visloop.records.chains import CHAIN_TOKENS
 
@@ -52,8 +52,9 @@ def load_policy(model: str | Path, *, dtype: str = "float32", attn_implementatio
     adapter = is_adapter(source)
     base = find_base(source) if adapter else source
     try:
-        loaded = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation=attn_implementation)
-        processor = AutoProcessor.from_pretrained(source)
+        loaded = AutoModelForImageTextToText.from_pretrained(**load_arguments(base), dtype=dtype, attn_implementation=attn_implementation)
+        loaded.name_or_path = base  # with the revision of a pinned one, which an adapter records
+        processor = AutoProcessor.from_pretrained(**load_arguments(source))
         if adapter:
             loaded = PeftModel.from_pretrained(loaded, source, is_trainable=trainable)
             loaded.peft_config["default"].base_model_name_or_path = base  # in memory; the file has its portable name
