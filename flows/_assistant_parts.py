@@ -19,7 +19,7 @@ from visloop.assistant.planner import open_planner
 from visloop.assistant.providers import DataProvider
 from visloop.assistant.runs import CycleParts
 from visloop.assistant.safety import Safety
-from visloop.assistant.sources import LeftOut, NotedProvider, Shelf, list_files, open_drawn, open_regions, open_search
+from visloop.assistant.sources import LeftOut, NotedProvider, Shelf, open_drawn, open_regions, open_search
 from visloop.chat.factory import cached_chat
 from visloop.chat.timing import TimedChat
 from visloop.config import Config
@@ -263,12 +263,3 @@ def _make_sample(question: str, image: Image.Image, *, root: Path) -> Sample:
         source="assistant",
         group=stored,
     )
-
-
-def provider_inputs(assistant: AssistantConfig) -> dict[str, Path]:
-    """What a stage that teaches tools reads besides the drawn collection: the files of its providers.
-
-    Raises:
-        ConfigError, DataError: a choice of ``assistant.providers`` lacks what it needs.
-    """
-    return list_files(assistant.providers)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flows._assistant_context import open_signatures
-from flows._assistant_parts import Workbench, provider_inputs
+from flows._assistant_parts import Workbench
 from flows._folders import find_scratch
 from flows._layout import Layout, pool_inputs
 from flows._mounts import hash_prompts
@@ -21,6 +21,7 @@ from visloop.assistant.pools import Pools, read_pools, save_pools
 from visloop.assistant.program import TASK_INPUTS
 from visloop.assistant.runs import run_tasks, teach_planner
 from visloop.assistant.seed_files import add_seed_file
+from visloop.assistant.sources import list_files
 from visloop.chat.weights import resolve_model
 from visloop.config import Config
 from visloop.config_assistant import AssistantConfig, ListBackend, PlannerChoice, TasksConfig, TaskSource, VqaBackend, WriterChoice
@@ -31,7 +32,7 @@ from visloop.ids import seed_for
 from visloop.prompts.render import PromptSet
 from visloop.records.assistant import Task, TaskKind, TaskTruth
 from visloop.records.reasoning import Prediction, Split
-from visloop.records.shards import read_shard, write_shard
+from visloop.records.shards import read_shard, read_shards, write_shard
 from visloop.scenes.workshop_collection import export_collection
 from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.scenes.workshop_tasks import list_families, make_tasks
@@ -290,7 +291,7 @@ def play_cycle(
             **pool_inputs(start),
             "known": start / "report.json",
             **part_inputs(config, layout),
-            **provider_inputs(config.assistant),
+            **list_files(config.assistant.providers),
             **({} if people is None else {"people": people}),
         },
         config={
@@ -336,7 +337,8 @@ def examine_pools(config: Config, layout: Layout, *, name: str, pools: Path, par
 
 
 def read_predictions(folder: Path, part: str) -> list[Prediction]:
-    return read_shard(folder / f"{part}.jsonl", Prediction)
+    """Those of one part: in one file, or in shards ``<part>-00000.jsonl``, ..."""
+    return read_shards(sorted(folder.glob(f"{part}-*.jsonl")) or [folder / f"{part}.jsonl"], Prediction)
 
 
 def find_next_cycle(config: Config, layout: Layout) -> int | None:

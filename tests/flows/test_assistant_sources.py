@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from flows import _assistant_parts
-from flows._assistant_parts import LEFT_OUT, Workbench, provider_inputs
+from flows._assistant_parts import LEFT_OUT, Workbench
 from flows._assistant_report import build_system_tables, list_outcomes
 from flows._entry import compose_config
 from flows._folders import find_scratch
 from flows._layout import Layout
 from tests.fixtures.outside_data import serve_search, write_lvis
 from tests.fixtures.scripted_chat import ScriptedChat
-from visloop.assistant.sources import LeftOut
+from visloop.assistant.sources import LeftOut, list_files
 from visloop.config import Config
 from visloop.errors import ConfigError
 from visloop.evaluation.metrics import measure_outcomes
@@ -52,7 +52,7 @@ def test_a_cycle_is_taught_by_the_providers_of_its_configuration_and_tells_what_
                 "assistant.providers.search.allow_private=true",
             ]
         )
-        assert provider_inputs(config.assistant) == {"lvis": annotations}
+        assert list_files(config.assistant.providers) == {"lvis": annotations}
         bench = open_bench(config, tmp_path)
         providers = bench.open_parts().sources.providers
         found = providers["LOC"][0].collect("cat", tool="LOC", positives=3, negatives=0, seed=0)
@@ -76,7 +76,7 @@ def test_nothing_left_out_is_an_empty_file(tmp_path: Path) -> None:
     bench.keep_material([])
     assert read_shard(bench.folder / LEFT_OUT, LeftOut) == []
     with pytest.raises(ConfigError, match=r"assistant\.providers\.search\.endpoint"):
-        provider_inputs(compose_config(["providers@assistant.providers=http"]).assistant)
+        list_files(compose_config(["providers@assistant.providers=http"]).assistant.providers)
 
 
 def test_an_edit_has_the_word_of_the_frozen_clip_beside_its_score(tmp_path: Path) -> None:
