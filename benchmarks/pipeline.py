@@ -64,7 +64,9 @@ def run_plain(overrides: list[str]) -> None:
     def finish(folder: Path, place: Path, name: str, counts: Any, config: Any, resources: Any) -> Manifest:
         for item in resources:
             item.release()
-        manifest = Manifest(stage=name, inputs={}, config=flows._stage._plain(config), code="", files={}, counts=dict(counts), shards={})
+        manifest = Manifest(
+            stage=name, inputs={}, config=flows._stage.dump_plain(config), code="", files={}, counts=dict(counts), shards={}
+        )
         write_manifest(place, manifest)
         return manifest
 

@@ -13,7 +13,7 @@ from flows._layout import Layout
 from flows._mounts import hash_prompts
 from flows._progress import StageProgress
 from flows._records import read_json, read_rest, write_json
-from flows._stage import run_stage
+from flows._stage import dump_plain, run_stage
 from visloop.config import Config
 from visloop.errors import DataError
 from visloop.ids import hash_json
@@ -41,7 +41,7 @@ def start_round_zero(config: Config, layout: Layout) -> Any:
         lineage = start_lineage(
             model_hash=hash_stage(layout.model("reasoner")),
             data_hash=hash_stage(layout.training_set("reason")),
-            config_hash=hash_json(_plain(config.sft_reason)),
+            config_hash=hash_json(dump_plain(config.sft_reason)),
         )
         write_json(place / "lineage.json", lineage)
         write_json(place / "head.json", _describe_head(layout, number=0, model=layout.model("reasoner")))
@@ -192,7 +192,7 @@ def judge_round(config: Config, layout: Layout, *, number: int, head: dict[str, 
             lineage=lineage,
             model_hash=hash_stage(folder / "model"),
             data_hash=hash_stage(folder / "pairs"),
-            config_hash=hash_json({"dpo": _plain(config.dpo), "rounds": _plain(config.rounds)}),
+            config_hash=hash_json({"dpo": dump_plain(config.dpo), "rounds": dump_plain(config.rounds)}),
             counts={key: int(value) for key, value in (pairs.counts if pairs else {}).items()},
             before=read_validation(layout.root / head["validation"]),
             after=read_validation(folder / "validation"),
@@ -258,10 +258,6 @@ def _describe_head(layout: Layout, *, number: int, model: Path) -> dict[str, Any
     validation = layout.round(number) / "validation"
     paths = {"model": model, "validation": validation}
     return {"round": number, **{key: path.relative_to(layout.root).as_posix() for key, path in paths.items()}}
-
-
-def _plain(settings: Any) -> Any:
-    return TypeAdapter(type(settings)).dump_python(settings, mode="json")
 
 
 def hash_stage(folder: Path) -> str:

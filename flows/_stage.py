@@ -193,9 +193,9 @@ class _Stage:
     ) -> None:
         self.name, self.folder, self.resources, self.retries = name, folder, resources, retries
         self.inputs = {role: hash_input(path) for role, path in inputs.items()}
-        self.config = _select_config(_plain(config), ignore)
+        self.config = _select_config(dump_plain(config), ignore)
         if parts:
-            self.config["shards"] = hash_json(_plain(parts))
+            self.config["shards"] = hash_json(dump_plain(parts))
         self.code = hash_code(code)
         self.key = stage_key(stage=name, inputs=self.inputs, config=self.config, code=self.code)
 
@@ -268,7 +268,7 @@ def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(error, ModelError) or not isinstance(error, VisloopError)
 
 
-def _plain(value: Any) -> Any:
+def dump_plain(value: Any) -> Any:
     """JSON-able form of dataclasses, enums, tuples and what holds them."""
     return _any.dump_python(value, mode="json")
 
