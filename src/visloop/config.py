@@ -323,18 +323,10 @@ class EvaluationConfig:
 
 @dataclass
 class BenchmarksConfig:
-    """Public benchmarks. ``files``: the folder of each one's official files, empty for one that is not asked. ``systems``: rows of the
-    evaluation's table; ``two agents`` is the last accepted reasoner with the summarizer."""
+    """Public benchmarks. ``files``: the folder of each one's official files, by the names in ``conf/benchmarks``; empty for one that is
+    not asked. ``systems``: rows of the evaluation's table; ``two agents`` is the last accepted reasoner with the summarizer."""
 
-    files: dict[str, str] = field(
-        default_factory=lambda: dict.fromkeys(
-            (
-                *("mmmu", "mmmu_pro_standard", "mmmu_pro_vision", "mmbench", "mme", "chartqa"),
-                *("mathvista", "mmstar", "textvqa", "docvqa", "ocrbench", "ai2d"),
-            ),
-            "",
-        )
-    )
+    files: dict[str, str] = field(default_factory=dict)
     systems: list[str] = field(default_factory=lambda: ["base direct", "direct SFT", "two agents"])
 
 

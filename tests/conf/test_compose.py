@@ -108,7 +108,10 @@ def _written_leaves(name: str) -> set[str]:
 
 
 def test_default_config_leaves_no_value_to_the_code() -> None:
-    assert _written_leaves("config") - {""} == _schema_leaves(Config())
+    """The names in a table that the schema leaves empty (``benchmarks.files``) are those of the files."""
+    known = _schema_leaves(Config())
+    written = {next((leaf for leaf in known if entry.startswith(f"{leaf}.")), entry) for entry in _written_leaves("config") - {""}}
+    assert written == known
 
 
 def test_default_values() -> None:
