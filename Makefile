@@ -23,7 +23,7 @@ ARGS ?=
 
 # Packages that import no heavy library: strict types there. `make lint` also checks the frame around the flows.
 TYPED := src/visloop/errors.py src/visloop/ids.py src/visloop/answers.py src/visloop/config.py src/visloop/config_assistant.py src/visloop/config_ranges.py \
-	src/visloop/config_providers.py src/visloop/records \
+	src/visloop/config_chat.py src/visloop/config_providers.py src/visloop/records \
 	src/visloop/prompts src/visloop/chat/base.py src/visloop/scenes src/visloop/reasoning \
 	src/visloop/assistant src/visloop/tools/base.py src/visloop/tools/values.py src/visloop/tools/signatures.py src/visloop/tools/prompt_pool.py \
 	$(addprefix src/visloop/tools/,toolbox.py plugins.py plain.py failures.py tunings.py pictures.py proposals.py regions.py drawing.py emoji.py faces.py knowledge.py) \

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from flows._assistant_stages import pool_inputs, read_predictions, read_tasks
-from flows._assistant_systems import FROZEN, FROZEN_PLAN, LEARNED, System
+from flows._assistant_systems import DIRECT, FROZEN, FROZEN_PLAN, LEARNED, System
 from flows._layout import Layout
 from flows._records import read_json, write_json
 from flows._round_stages import hash_stage
 from flows._stage import run_stage
 from flows._summary import stage_rows
 from visloop.config import Config
+from visloop.evaluation.direct import drop_failed
 from visloop.evaluation.metrics import Outcomes, Paired, Row, compare_outcomes, find_consistency, measure_outcomes, read_outcomes
 from visloop.evaluation.plots import plot_curve, plot_families, plot_systems
 from visloop.evaluation.report import Report, read_report, write_report
@@ -34,8 +35,9 @@ The check is the frozen CLIP's (``visloop.evaluation.edit_check``), over tasks w
 Runs = Mapping[str, Sequence[Prediction]]
 
 
-def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[System]) -> Any:
-    """Stage: rows with intervals, paired differences, plots."""
+def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[System], direct: Path | None = None) -> Any:
+    """Stage: rows with intervals, paired differences, plots. ``direct``: the folder with the answers that need no program."""
+    folders = {**({} if direct is None else {DIRECT: direct}), **{system.name: system.folder for system in systems}}
     options = {
         "confidence": config.evaluation.confidence,
         "bootstrap_samples": config.evaluation.bootstrap_samples,
@@ -44,7 +46,9 @@ def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[S
 
     def work(place: Path) -> dict[str, float]:
         tasks = {task.id: task for part in ("test", "base") for task in read_tasks(layout, part)}
-        test = {system.name: read_predictions(system.folder, "test") for system in systems}
+        test = {name: read_predictions(folder, "test") for name, folder in folders.items()}
+        if DIRECT in test:
+            test[DIRECT] = drop_failed(test[DIRECT], {task.id: task.kind for task in tasks.values()})
         base = {system.name: read_predictions(system.folder, "base") for system in systems if "base" in system.parts}
         measured = {name: list_outcomes(name, test[name], base.get(name, ()), tasks=tasks) for name in test}
         rows = [measure_outcomes(outcomes, **options) for found in measured.values() for outcomes in found]
@@ -68,8 +72,8 @@ def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[S
     return run_stage(
         "assistant report",
         folder=layout.assistant / "report",
-        inputs={"tasks": layout.tasks, **{system.name: system.folder for system in systems}},
-        config={**options, "systems": [system.name for system in systems]},
+        inputs={"tasks": layout.tasks, **folders},
+        config={**options, "systems": list(folders)},
         code=["visloop.evaluation"],
         work=work,
     )
@@ -77,11 +81,15 @@ def make_assistant_report(config: Config, layout: Layout, *, systems: Sequence[S
 
 def list_outcomes(name: str, test: Sequence[Prediction], base: Sequence[Prediction], *, tasks: Mapping[str, Task]) -> list[Outcomes]:
     """What is measured of one row: all test tasks, each kind, novel and known concepts, new wordings, and the base tasks that tell what
-    was forgotten; consistency where tasks share their sentences; then the details of tags and edits."""
-    parts: dict[str, list[Prediction]] = {"accuracy": list(test)}
+    was forgotten; consistency where tasks share their sentences; then the details of tags and edits. A system that does not do every kind
+    is measured on those that it does, one by one: its mean over them could be compared with nothing."""
+    whole = {tasks[item.sample_id].kind for item in test} == {task.kind for task in tasks.values()}
+    parts: dict[str, list[Prediction]] = {"accuracy": list(test)} if whole else {}
     for item in test:
         task = tasks[item.sample_id]
         parts.setdefault(f"accuracy/{task.kind}", []).append(item)
+        if not whole:
+            continue
         parts.setdefault("novel_concepts" if task.novel else "base_concepts", []).append(item)
         if task.wording == "new":
             parts.setdefault("new_wordings", []).append(item)
@@ -109,14 +117,15 @@ def build_system_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def compare_all(measured: Mapping[str, Sequence[Outcomes]], *, options: Mapping[str, Any]) -> list[Paired]:
-    """Learning against frozen tools, and every ablation against the whole; known tasks tell what was forgotten."""
+    """Learning against frozen tools and against direct answers, and every ablation against the whole; known tasks tell what was
+    forgotten."""
     pairs = []
     by_key = {(name, outcomes.metric): outcomes for name, found in measured.items() for outcomes in found}
-    wanted = [(LEARNED, FROZEN_PLAN), (LEARNED, FROZEN), (FROZEN_PLAN, FROZEN)]
+    wanted = [(LEARNED, FROZEN_PLAN), (LEARNED, FROZEN), (FROZEN_PLAN, FROZEN), (LEARNED, DIRECT)]
     wanted += [(LEARNED, name) for name in measured if name.startswith("all - ")]
     wanted += [(name, FROZEN_PLAN) for name in measured if name.startswith("+ ")]
     for a, b in wanted:
-        whole = (a, b) == (LEARNED, FROZEN_PLAN)
+        whole = a == LEARNED and b in (FROZEN_PLAN, DIRECT)
         metrics = [metric for name, metric in by_key if name == a and (whole or metric in ("accuracy", "known_tasks"))]
         pairs += [compare_outcomes(by_key[a, metric], by_key[b, metric], **options) for metric in metrics if (b, metric) in by_key]
     return pairs

@@ -27,6 +27,8 @@ class System:
 
 
 FROZEN, FROZEN_PLAN, LEARNED = "frozen tools, no plan", "frozen tools + plan", "all"
+DIRECT = "direct VLM"
+"""A vision-language model without programs: it has a row per kind of task that is answered in words, and none over all tasks."""
 
 
 def list_frozen(config: Config, layout: Layout) -> list[System]:

@@ -128,8 +128,8 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
 
 def list_models(config: Config) -> list[ChatConfig]:
     """The chat models that ``config`` mounts."""
-    models = [config.base, config.generate.model, config.assess.judge]
-    return models if config.assess.text_judge is None else [*models, config.assess.text_judge]
+    optional = (config.assess.text_judge, config.assistant.direct)
+    return [config.base, config.generate.model, config.assess.judge, *(model for model in optional if model is not None)]
 
 
 def settle_workers(config: Config) -> Config:

@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows._assistant_direct import measure_direct
 from flows._assistant_report import REPORT_NAME, build_system_tables, make_assistant_report, publish_assistant_report
 from flows._assistant_stages import examine_pools, play_cycle
 from flows._assistant_systems import System, list_ablations, list_curve, list_frozen
@@ -34,7 +35,8 @@ def clova(values: dict[str, Any]) -> float | None:
         systems = [*list_frozen(config, layout), *list_curve(config, layout), *list_ablations(config, layout)]
         for system in systems:
             measure_system(layout, run, system)
-        run.log_stage(make_assistant_report(config, layout, systems=systems))
+        direct = measure_direct(config, layout, run)
+        run.log_stage(make_assistant_report(config, layout, systems=systems, direct=direct))
         path = publish_assistant_report(layout)
         report = read_report(path)
         run.log_json(path)

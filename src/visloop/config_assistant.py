@@ -6,6 +6,7 @@ Numbers here are neutral starts; the papers' numbers and the embedded default's 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from visloop.config_chat import ChatConfig
 from visloop.config_providers import NegativeSource, ProvidersConfig, SafetyConfig
 from visloop.errors import ConfigError
 
@@ -335,7 +336,8 @@ class TasksConfig:
 
 @dataclass
 class AssistantConfig:
-    """Everything that the second system needs."""
+    """Everything that the second system needs. ``direct``: the vision-language model whose answers without any program are a row of the
+    table; None: no such row."""
 
     tools: ToolsConfig = field(default_factory=ToolsConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -344,6 +346,7 @@ class AssistantConfig:
     providers: ProvidersConfig = field(default_factory=ProvidersConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
+    direct: ChatConfig | None = field(default_factory=ChatConfig)
 
     def asks_llm(self) -> bool:
         """Whether planner, critic, LIST or the search for negatives asks an LLM that is mounted as a chat model."""

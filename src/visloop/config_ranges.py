@@ -19,6 +19,7 @@ from visloop.config_assistant import (
     ToolsConfig,
     VisionConfig,
 )
+from visloop.config_chat import ChatConfig
 from visloop.config_providers import NegativesConfig, SafetyConfig, SearchConfig
 from visloop.errors import ConfigError
 
@@ -90,6 +91,11 @@ RANGES: Final[Mapping[type, Mapping[str, Range]]] = {
         **dict.fromkeys(("stream", "test", "batch"), _COUNT),
         **dict.fromkeys(("base", "replay", "held_out", "cycles", "only", "back_to"), _COUNT_OR_NONE),
         **dict.fromkeys(("novel_share", "new_wording_share"), _SHARE),
+    },
+    ChatConfig: {
+        **dict.fromkeys(("batch_size", "max_image_pixels", "concurrency"), _COUNT),
+        "timeout_seconds": _POSITIVE,
+        "max_retries": _COUNT_OR_NONE,
     },
 }
 """The range of every number, by its place in the schema; of a table of numbers (``demonstrations``) each entry's."""

@@ -8,21 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from flows import _assistant_parts, _assistant_stages
+from flows import _assistant_direct, _assistant_parts, _assistant_stages
+from flows._assistant_direct import answer_pictures, measure_direct
+from flows._assistant_report import list_outcomes
 from flows._assistant_stages import (
     CYCLE_CODE,
     _learning_config,
     draw_tasks,
     part_inputs,
     play_cycle,
+    read_predictions,
     read_task_truths,
     read_tasks,
     start_pools,
 )
+from flows._assistant_systems import DIRECT
 from flows._code import hash_code
 from flows._entry import compose_config
 from flows._layout import Layout
-from tests.fixtures.scripted_chat import ScriptedChat
+from tests.fixtures.scripted_chat import ScriptedChat, broken
 from tests.unit.test_llm_planner import PROGRAM
 from tests.unit.test_nlvr import make_line, write_nlvr
 from tests.unit.test_slot_filling import ask
@@ -31,11 +35,13 @@ from visloop.assistant.cycle_state import CycleRecords
 from visloop.assistant.gate import GateReport
 from visloop.assistant.pools import Pools, read_pools
 from visloop.assistant.runs import CycleParts, propose_programs
-from visloop.chat.base import ChatRequest
+from visloop.chat.base import ChatReply, ChatRequest
 from visloop.chat.timing import TimedChat
 from visloop.config import Sampling
 from visloop.errors import ConfigError, DataError, ModelError
-from visloop.records.assistant import Task
+from visloop.evaluation.direct import drop_failed
+from visloop.evaluation.metrics import measure_outcomes
+from visloop.records.assistant import Task, TaskKind, TaskTruth
 from visloop.records.shards import write_shard
 from visloop.scenes.workshop_seeds import seed_demonstrations
 from visloop.tools import plugins
@@ -152,3 +158,58 @@ def test_what_a_clock_says_of_a_model_includes_calls_that_fail() -> None:
             chat.reply([ChatRequest(id="r", messages=())], sampling=Sampling())
         assert chat.seconds >= 0.01 * calls
     assert chat.name == "m"
+
+
+def test_direct_answers_are_a_row_per_kind_that_has_answers_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not of the mean over all kinds; a kind of which every request failed has none, and is named."""
+    kinds: tuple[TaskKind, ...] = ("vqa", "multi_image", "editing")
+    tasks = [
+        Task(
+            id=f"{kind} {number}",
+            kind=kind,
+            instruction="Is it?",
+            images=("a.png",) * (3 if kind == "multi_image" else 1),
+            inputs=(),
+            family=kind,
+            wording="base",
+            split="test",
+            group=f"{kind} {number}",
+            source="test",
+        )
+        for kind in kinds
+        for number in range(150)
+    ]
+    layout = Layout(tmp_path, "scenes")
+    write_shard(layout.tasks / "test.jsonl", tasks)
+    write_shard(layout.tasks / "truth.jsonl", [TaskTruth(task_id=task.id, program="", answer="yes") for task in tasks])
+
+    def answer(request: ChatRequest) -> str | ChatReply:
+        return broken("one picture only") if len(request.messages[0].images) > single else "yes"
+
+    chat, single = ScriptedChat(answer), 3
+    monkeypatch.setattr(_assistant_direct, "open_chat", lambda config: chat)
+    config, folder = compose_config([]), layout.assistant_evaluation / "direct"
+    assert config.assistant.direct is not None
+    manifest = answer_pictures(config, layout, chat=config.assistant.direct, folder=folder)
+    assert sorted(manifest.files) == ["test-00000.jsonl", "test-00001.jsonl", "test-00002.jsonl"], "continued after a kill"
+    assert manifest.counts == {"tasks": 300, "correct": 300, "unread": 0, "failed": 0} and len(chat.requests) == 300
+
+    def measure() -> dict[str, float]:
+        found = drop_failed(read_predictions(folder, "test"), {task.id: task.kind for task in tasks})
+        outcomes = list_outcomes(DIRECT, found, (), tasks={task.id: task for task in tasks})
+        return {row.metric: row.value for row in (measure_outcomes(item, bootstrap_samples=10) for item in outcomes)}
+
+    assert measure() == {"accuracy/vqa": 1.0, "accuracy/multi_image": 1.0}
+    answer_pictures(config, layout, chat=config.assistant.direct, folder=folder)
+    assert len(chat.requests) == 300, "made once"
+    single = 1
+    other = replace(config.assistant.direct, model="other")
+    assert answer_pictures(config, layout, chat=other, folder=folder).counts["failed"] == 150
+    assert measure() == {"accuracy/vqa": 1.0} and "direct VLM: 106 of 128 requests failed, first: error: one picture only" in caplog.text
+
+
+def test_a_run_without_answers_in_words_or_without_a_model_has_no_such_row(tmp_path: Path) -> None:
+    for overrides in (["assistant.direct=null"], ["assistant.tasks.kinds=[editing,tagging]"]):
+        assert measure_direct(compose_config(overrides), Layout(tmp_path, "scenes"), None) is None  # type: ignore[arg-type]

@@ -183,6 +183,8 @@ def test_the_report_has_a_row_per_system_and_a_point_per_cycle(project: Project)
         row = report.find_row(name, "accuracy")
         assert row is not None and row.n == 2
     assert report.find_row("all", "accuracy/vqa") is not None and report.find_row("all", "known_tasks") is not None
+    direct = {row.metric for row in report.rows if row.name == "direct VLM"}
+    assert direct == {"accuracy/vqa", "accuracy/multi_image"} & {row.metric for row in report.rows if row.name == "all"}
     assert ("all", "frozen tools + plan") in {(pair.a, pair.b) for pair in report.paired}
     assert set(report.seconds) == {stage for stage, state in project.seen["clova"].items() if state == "ran"}
     assert {path.name for path in project.layout.reports.glob("*.png")} == PLOTS

@@ -90,7 +90,7 @@ STAGE_CODE = {
         *ASSISTANT_GATE,
     ),
     "cycles": (*CYCLE_CODE, "visloop.evaluation.people", *ASSISTANT_GATE),
-    "assistant": (*CYCLE_CODE, "visloop.evaluation", *ASSISTANT_GATE),
+    "assistant": (*CYCLE_CODE, "visloop.evaluation", "visloop.evaluation.direct", "visloop.chat", *ASSISTANT_GATE),
 }
 """The code of the flows' stages and gates behind each DVC stage. What a round takes from people is not among it: that is frozen when the
 round starts and stays, whatever becomes of the code."""

@@ -15,7 +15,7 @@ from visloop.answers import compare_answers, normalize_answer, read_boolean, rea
 from visloop.errors import DataError
 from visloop.evaluation.edit_scores import PASS, CheckCrop, EditScore, check_objects, score_edit
 from visloop.ids import make_id
-from visloop.records.assistant import Feedback, LabelledBox, Task, TaskTruth, Trace
+from visloop.records.assistant import Feedback, LabelledBox, Task, TaskKind, TaskTruth, Trace
 from visloop.records.reasoning import Prediction
 from visloop.scenes.export import parse_scene
 from visloop.scenes.workshop_families import WORLDS
@@ -24,6 +24,8 @@ from visloop.tools.values import Box, overlap_ratio
 
 OVERLAP: Final = 0.5
 """Intersection over union from which a box is the right one (CLOVA)."""
+ANSWERED: Final[tuple[TaskKind, ...]] = ("vqa", "multi_image")
+"""Kinds of tasks whose result is an answer in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +170,7 @@ def score_task(
     metrics, notes, correct = {"finished": float(finished)}, [], False
     if not finished:
         notes.append(f"The program did not run to its end: {trace.error or trace.status}.")
-    if task.kind in ("vqa", "multi_image"):
+    if task.kind in ANSWERED:
         if truth.answer is None:
             raise DataError(f"task {task.id}: the truth of a {task.kind} task must have an answer")
         correct = finished and score_answer(trace.result, truth.answer)
