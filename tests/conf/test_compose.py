@@ -173,6 +173,8 @@ def test_paper_experiments_hold_the_papers_numbers(name: str, model: str, frozen
         (["planner@assistant.planner=llm", "model@llm=qwen2_5_vl_7b"], True),
         (["planner@assistant.planner=llm"], False),
         (["model@llm=qwen2_5_vl_7b"], False),
+        (["model@assistant.direct=qwen2_5_vl_7b"], True),
+        (["model@assistant.direct=served_vlm"], False),
         (["planner@assistant.planner=embedded", "assistant.tools.loc=owlvit"], False),
         (["planner@assistant.planner=embedded", "assistant.planner.lm=someone/planner"], True),
     ],

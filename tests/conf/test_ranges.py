@@ -50,6 +50,8 @@ BAD = [
     ("learning.max_replay_drop", -0.02, "0 to 1"),
     ("safety.threshold", 0.0, "more than 0 and at most 1"),
     ("safety.batch_size", 0, "1 or more"),
+    ("direct.batch_size", 0, "1 or more"),
+    ("direct.timeout_seconds", 0.0, "more than 0"),
     ("tasks.novel_share", 1.1, "0 to 1"),
     ("tasks.new_wording_share", -0.1, "0 to 1"),
     *[(f"tasks.{key}", 0, "1 or more") for key in ("stream", "test", "batch")],
