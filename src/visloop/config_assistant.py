@@ -122,7 +122,7 @@ class PromptTuning:
     the validation instances from which a word counts as known, so that nothing is learned (above 1: always learn).
 
     ``batch_size``: pictures per step, where a step does not take all of a prompt's; ``init_std``: spread of the first values (0:
-    zeros); ``layers``: layers of deep prompts; ``decay_every``: steps after which the rate falls to a tenth (0: never);
+    zeros); ``decay_every``: steps after which the rate falls to a tenth (0: never);
     ``gradient_clip``: largest norm (0: none); ``min_overlap``: intersection over union from which a region counts as found;
     ``min_similarity``: prompts learned from less similar pictures and questions are not used (-1: all are)."""
 
@@ -141,7 +141,6 @@ class PromptTuning:
     temperature: float = 0.1
     batch_size: int = 4
     init_std: float = 0.0
-    layers: int = 1
     decay_every: int = 0
     gradient_clip: float = 0.0
     label_smoothing: float = 0.0

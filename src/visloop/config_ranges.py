@@ -56,7 +56,7 @@ _REPLIES: Final = {"temperature": Range(0), "top_p": _TOP_P, "max_new_tokens": _
 RANGES: Final[Mapping[type, Mapping[str, Range]]] = {
     VisionConfig: {"batch_size": _COUNT, "threshold": _SHARE, "overlap": _SHARE},
     PromptTuning: {
-        **dict.fromkeys(("tokens", "prompts", "instances", "steps", "max_prompts", "ensemble", "batch_size", "layers"), _COUNT),
+        **dict.fromkeys(("tokens", "prompts", "instances", "steps", "max_prompts", "ensemble", "batch_size"), _COUNT),
         "validation": _COUNT,  # without any, nothing would decide: learning.validate=false is the switch for that
         **dict.fromkeys(("negatives", "decay_every"), _COUNT_OR_NONE),
         **dict.fromkeys(("learning_rate", "temperature"), _POSITIVE),

@@ -19,7 +19,7 @@ FREE = {"PaintConfig.seed"}
 
 BAD = [
     *[(f"tools.tuning.{key}", value, "1 or more") for key in ("instances", "validation") for value in (0, -3)],
-    *[(f"tools.tuning.{key}", 0, "1 or more") for key in ("prompts", "tokens", "steps", "max_prompts", "ensemble", "batch_size", "layers")],
+    *[(f"tools.tuning.{key}", 0, "1 or more") for key in ("prompts", "tokens", "steps", "max_prompts", "ensemble", "batch_size")],
     ("tools.tuning.negatives", -5, "0 or more"),
     ("tools.tuning.temperature", 0.0, "more than 0"),
     ("tools.tuning.temperature", -0.1, "more than 0"),

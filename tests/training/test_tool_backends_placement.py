@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from scipy.special import softmax
-from torch.nn.functional import normalize
 
 from tests.fixtures.tiny_vision import BUILDERS, SIDE, make_instances
 from tests.training.test_tool_backends_contract import TUNING, make_config
 from visloop.config_assistant import DetectionLoss, PromptTuning
-from visloop.errors import ModelError, TrainingError
+from visloop.errors import TrainingError
 from visloop.records.assistant import Instance, PromptEntry
 from visloop.tools.answerers import make_answerer
 from visloop.tools.base import ToolCall
@@ -22,7 +21,6 @@ from visloop.tools.detectors import HALVES, make_detector, suppress_overlaps, we
 from visloop.tools.painters import make_painter
 from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
 from visloop.tools.prompted import (
-    attach_deep_tokens,
     attach_keys,
     attach_memory,
     attach_tokens,
@@ -34,7 +32,6 @@ from visloop.tools.prompted import (
 from visloop.tools.segmenters import make_segmenter, weigh_inner
 from visloop.tools.validated_tuning import share_instances, split_concepts
 from visloop.tools.values import Box, VisualObject
-from visloop.tools.visual_prompts import combine_by_share, compute_contrast, encode_pixels, learn_deep_prompt, phrase_pair
 
 
 @pytest.fixture(scope="module")
@@ -301,81 +298,9 @@ def test_single_questions_validate_themselves_and_share_pictures_with_known_ones
     assert not by_picture.pictures and not by_picture.positives
 
 
-def test_weights_of_selects_ensemble():
-    tuning = PromptTuning(tokens=1, layers=2, ensemble=10)
-    prompts = [make_prompt("0", feature=[1, 0], prompt=np.full((2, 3), 1.0)), make_prompt("1", feature=[0, 1], prompt=np.full((2, 3), 5.0))]
-    crops = np.array([[-1.0, 0.1], [3.0, 4.0]], np.float32)  # the second one is most like both together
-    mixed, _ = combine_by_share(crops, prompts, tuning=tuning, device=torch.device("cpu"))
-    assert mixed.shape == (2, 1, 3)
-    assert mixed.unique().tolist() == pytest.approx([(0.6 * 1 + 0.8 * 5) / 1.4])
-    assert combine_by_share(np.array([[-1.0, -1.0]], np.float32), prompts, tuning=tuning, device=torch.device("cpu")) is None
-
-
 def test_mixing_divides_by_the_sum():
     prompts = [make_prompt("0", feature=[1], prompt=[[2.0]]), make_prompt("1", feature=[1], prompt=[[8.0]])]
     assert float(mix_prompts(prompts, [1.0, 3.0], device=torch.device("cpu"))[0]) == pytest.approx(6.5)
-
-
-# Deep visual prompts of CLIP.
-
-
-@pytest.fixture(scope="module")
-def clip(folders):
-    from transformers import CLIPModel, CLIPProcessor
-
-    model = CLIPModel.from_pretrained(folders("clip")).eval().requires_grad_(False)
-    return model, CLIPProcessor.from_pretrained(folders("clip"))
-
-
-def test_deep_prompts_are_appended_once_and_overwritten_in_later_layers(clip):
-    model, _ = clip
-    encoder, prompts = model.vision_model.encoder, torch.randn(3, 4, 16)
-    entered = []
-    pixels = make_pixels()
-    plain = model.get_image_features(pixel_values=pixels).pooler_output
-    with attach_deep_tokens(encoder, prompts):
-        hooks = [layer.register_forward_pre_hook(lambda module, args: entered.append(args[0])) for layer in encoder.layers]
-        prompted = model.get_image_features(pixel_values=pixels)
-        for hook in hooks:
-            hook.remove()
-    patches = (SIDE // 8) ** 2 + 1
-    assert [hidden.shape[1] for hidden in entered] == [patches + 4] * 4
-    heads = [hidden[:, -4:] for hidden in entered]
-    assert all(torch.equal(heads[layer], prompts[layer].expand(2, -1, -1)) for layer in range(3))
-    assert not torch.equal(heads[3], prompts[2].expand(2, -1, -1)), "the fourth layer sees what the third made of them"
-    assert prompted.last_hidden_state.shape[1] == patches
-    assert not torch.allclose(prompted.pooler_output, plain)
-    assert torch.equal(model.get_image_features(pixel_values=pixels).pooler_output, plain)
-    assert torch.equal(encode_pixels(model, pixels, None), normalize(plain, dim=-1))
-    with pytest.raises(ModelError, match="does not fit"):
-        encode_pixels(model, pixels, torch.randn(5, 4, 16))
-
-
-def test_the_contrastive_loss_is_symmetric_and_lowest_where_both_sides_agree():
-    positive = torch.tensor([True, False, False])
-    good = torch.tensor([[9.0, -9.0], [-9.0, 9.0], [-9.0, 9.0]])
-    assert float(compute_contrast(good, positive)) < 1e-4 < float(compute_contrast(torch.zeros(3, 2), positive))
-    # No preference: ln 2 for each picture; of three pictures ln 3 for the one positive, ln 3/2 for the two negatives.
-    expected = (np.log(2) + (np.log(3) + np.log(3 / 2)) / 2) / 2
-    assert float(compute_contrast(torch.zeros(3, 2), positive)) == pytest.approx(expected)
-    assert float(compute_contrast(-good, positive)) > 10
-
-
-def test_a_deep_prompt_learns_its_pictures(clip):
-    model, processor = clip
-    texts = processor.tokenizer(list(phrase_pair("star")), padding=True, return_tensors="pt")
-    with torch.no_grad():
-        words = normalize(model.get_text_features(**texts).pooler_output, dim=-1)
-    pixels = 0.3 * make_pixels(6) + 2 * torch.randn(6, 3, 1, 1, generator=torch.Generator().manual_seed(1))
-    plain = encode_pixels(model, pixels, None) @ words[0]
-    pixels = pixels[plain.argsort()]  # the concept's picture is the last of all in the plain model's eyes
-    tuning = PromptTuning(tokens=4, layers=3, steps=60, learning_rate=0.05, weight_decay=1e-3, init_std=1.0)
-    tuned = learn_deep_prompt(model, positives=pixels[:1], negatives=pixels[1:], texts=words, tuning=tuning, seed=0)
-    assert tuned.prompt.shape == (12, 16)
-    near = encode_pixels(model, pixels, tuned.prompt.reshape(3, 4, 16)) @ words[0]
-    assert len(tuned.losses) > 1 and min(tuned.losses) < tuned.losses[0]
-    assert float(near[0]) > float(near[1:].max()), "training stops when the concept's picture ranks first"
-    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # Training of one prompt.

@@ -6,7 +6,7 @@ Every ``attach_*`` is a context manager. With ``None`` it registers nothing, so 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,29 +49,6 @@ def attach_tokens(encoder: nn.Module, prompt: Tensor | None) -> Iterator[None]:
         return output
 
     with _hooks(encoder.register_forward_pre_hook(add, with_kwargs=True), encoder.register_forward_hook(drop)):
-        yield
-
-
-@contextmanager
-def attach_deep_tokens(encoder: Any, prompts: Tensor | None) -> Iterator[None]:
-    """Deep prompts (layers, tokens, width) of a CLIP vision encoder (CLOVA 3.4, SELECT and CLASSIFY).
-
-    The first layer gets them appended to its tokens, the following ones get their places overwritten with their own; what leaves
-    the encoder has the plain length. ``encoder.layers`` take the hidden states as their first argument.
-    """
-    if prompts is None:
-        yield
-        return
-    tokens = prompts.shape[-2]
-    with ExitStack() as stack:
-        stack.enter_context(attach_tokens(encoder, prompts[0]))
-        for layer, prompt in zip(list(encoder.layers)[1 : len(prompts)], prompts[1:], strict=True):
-
-            def overwrite(_: nn.Module, args: tuple[Any, ...], prompt: Tensor = prompt) -> tuple[Any, ...]:
-                hidden = args[0]
-                return torch.cat([hidden[:, :-tokens], spread_rows(prompt, len(hidden)).to(hidden.dtype)], dim=1), *args[1:]
-
-            stack.enter_context(_hooks(layer.register_forward_pre_hook(overwrite)))
         yield
 
 
