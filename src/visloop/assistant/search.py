@@ -79,8 +79,8 @@ class SearchPlanner:
         ]
 
     def with_judgements(self, pool: JudgementPool) -> "SearchPlanner":
-        """The planner that has learned from a pool (``search_learning.learn``); with ``learn_words`` from the words' company too. A scorer
-        that was loaded goes on from what it knew."""
+        """The planner that has learned from a pool (``search_learning.learn``), and with ``learn_words`` words for the parts of programs
+        too. A scorer that was loaded goes on from what it knew."""
         start = self.start or self.scorer
         if not pool.entries:
             return replace(self, scorer=start)
@@ -88,7 +88,6 @@ class SearchPlanner:
             opened, settings = start, self.settings
             if self.learn_words:
                 opened, _ = learn_lexicon(start, pool.entries, training=settings)
-                opened = replace(opened, weights=start.weights, reference=start.reference, known=start.known)
             self.learned[pool.hash] = learn(opened, pool.entries, settings=settings, go_on=bool(start.weights))
         return replace(self, scorer=self.learned[pool.hash], start=start)
 
