@@ -1,23 +1,37 @@
 """Blame by counterfactual repair and confidence, faults put in on purpose, and what the critics make of them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.fixtures.scripted_assistant import CELL, HOW_MANY, IS_THERE, MORE_THAN, World, draw_row, make_seed_pools
+from tests.fixtures.scripted_assistant import (
+    CELL,
+    COLORS,
+    HOW_MANY,
+    IS_THERE,
+    MORE_THAN,
+    OWNER,
+    WHAT_COLOR,
+    World,
+    draw_row,
+    make_seed_pools,
+)
+from visloop.assistant.answer_trust import ask_about_answers
 from visloop.assistant.blame import BlameCritic, BlameLimits
 from visloop.assistant.blame_scores import measure_blame
 from visloop.assistant.cases import Case
 from visloop.assistant.faults import FaultyCase, inject_fault
 from visloop.assistant.inference import CounterfactualInference
 from visloop.assistant.interpreter import Execution, Job, run_programs
-from visloop.assistant.repairs import SOME_OTHER_ANSWER, find_repairs, list_candidates
+from visloop.assistant.repairs import SOME_OTHER_ANSWER, StepRepairs, find_repairs, list_candidates
 from visloop.assistant.runs import make_case, run_proposals
 from visloop.errors import ConfigError
-from visloop.records.assistant import Critique, Culprit, Feedback, Proposal
+from visloop.records.assistant import Critique, Culprit, Feedback, PromptEntry, Proposal
+from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
 from visloop.tools.values import Box
 
 THRICE = "What color is the cell?"
@@ -42,6 +56,23 @@ def fail(
     [run] = run_proposals([task], [proposal], pools=make_seed_pools(), parts=parts, cycle=0)
     assert not run.right, "a case is a failure"
     return make_case(run, parts=parts)
+
+
+def know(word: str) -> LearnedPrompt:
+    entry = PromptEntry(
+        id=word, tool=OWNER, concept=word, backend="eye", placement="table", instance_ids=(), train_accuracy=1.0, validation_accuracy=1.0,
+        base_accuracy=1.0, base_accuracy_before=1.0, cycle=0,
+    )  # fmt: skip
+    return LearnedPrompt(entry=entry, feature=np.zeros(3, np.float32), prompt=np.array([COLORS[word]], np.float32))
+
+
+def be_sure(case: Case, confidences: Mapping[int, float]) -> Case:
+    steps = tuple(replace(step, confidence=confidences.get(step.step)) for step in case.execution.steps)
+    return replace(case, execution=replace(case.execution, steps=steps))
+
+
+def trust_author(case: Case, confidence: float) -> Case:
+    return replace(case, trace=replace(case.trace, proposal=replace(case.trace.proposal, confidence=confidence)))
 
 
 def blame(world: World, case: Case, grain: str = "global", **limits: object) -> Critique:
@@ -82,9 +113,7 @@ def test_confidence_decides_between_steps_that_both_could_be_wrong(world: World)
         world, MORE_THAN.format(word="red", other="teal"), "teal", "red", "teal", instruction="Are there more red cells than teal cells?"
     )
     assert blame(world, case).step == 3
-    swapped = replace(case, execution=replace(case.execution, steps=tuple(
-        replace(step, confidence={1: 0.4, 3: 0.95}.get(step.step)) for step in case.execution.steps
-    )))  # fmt: skip
+    swapped = be_sure(case, {1: 0.4, 3: 0.95})
     assert blame(world, swapped).step == 1
     assert blame(world, case, use_confidence=False).step == blame(world, swapped, use_confidence=False).step
 
@@ -121,7 +150,48 @@ def test_local_takes_the_first_doubtful_step_that_could_be_repaired(world: World
     assert blame(world, replace(case, earlier=(local,)), "local").step != 1
     sure = fail(world, IS_THERE.format(word="red"), "red", "red", instruction="How many red cells are there?")
     assert blame(world, sure, "local").culprit == "program", "every step passes its own check"
-    assert blame(world, case, "local", doubt=0.3).culprit == "program"
+
+
+def test_from_close_up_sure_parts_are_weighed_where_no_step_is_doubtful(world: World) -> None:
+    asked = "Are there more red cells than teal cells?"
+    case = be_sure(fail(world, MORE_THAN.format(word="red", other="teal"), "teal", "red", "teal", instruction=asked), {1: 0.9, 3: 0.97})
+    program = Critique(id="c", trace_id=case.trace.id, grain="global", culprit="program")
+    taught = Critique(id="d", trace_id=case.trace.id, grain="global", culprit="tool", step=3, tool="LOC")
+    assert blame(world, case, "local").culprit == "program", "an unknown author is less sure than the steps"
+    after = blame(world, replace(case, earlier=(program,)), "local")
+    assert (after.culprit, after.step) == ("tool", 1), "another program was no better: the less sure step is next"
+    assert "make the run right" in after.reason and "0.90" in after.reason
+    surer = trust_author(case, 0.97)
+    assert blame(world, replace(surer, earlier=(taught,)), "local").step == 1, (
+        "the author is surer of the program than the tool of its step"
+    )
+    assert blame(world, replace(trust_author(case, 0.4), earlier=(taught,)), "local").culprit == "program"
+    assert blame(world, replace(case, earlier=(program, taught, after)), "local").culprit == "nothing"
+
+
+def test_a_tool_that_does_not_know_the_right_answer_is_blamed_however_sure_it_is_of_its_own(world: World) -> None:
+    case = be_sure(fail(world, WHAT_COLOR, "red", "teal", "blue", instruction=THRICE), {1: 0.96})
+    critique = blame(world, case)
+    assert (critique.culprit, critique.step) == ("tool", 1)
+    assert "its confidence is 0.96; asked about the right answer it is 0.40" in critique.reason
+    knows = world.tools.with_pool(PromptPool((know("teal"),)))
+    [critique] = BlameCritic().criticize([case], grain="global", tools=knows, seed=0)
+    assert critique.culprit == "program", "it means what it said"
+    [critique] = BlameCritic().criticize([case], grain="local", tools=world.tools, seed=0)
+    assert critique.step == 1, "the step fails its own check"
+
+
+def test_tools_are_asked_about_one_word_only(world: World) -> None:
+    colour = fail(world, WHAT_COLOR, "red", "teal", "blue", instruction=THRICE)
+    number = fail(world, HOW_MANY.format(word="teal"), "teal", "red")
+    values: list[tuple[str, ...]] = [("teal", SOME_OTHER_ANSWER), ("teal", "pink"), ("yes",), ("3",), (SOME_OTHER_ANSWER,), ()]
+    found = [{1: StepRepairs(step=1, tried=4, values=given)} for given in values]
+    world.tools.batches.clear()
+    sure = ask_about_answers(
+        [colour] * len(values) + [number], [*found, {1: StepRepairs(step=1, tried=4, values=("teal",))}], tools=world.tools
+    )
+    assert sure == [{1: 0.4}, {}, {}, {}, {}, {}, {}] and world.tools.batches == [("VQA", 1)]
+    assert ask_about_answers([number], [{}], tools=world.tools) == [{}] and len(world.tools.batches) == 1, "nothing to ask"
 
 
 def test_evidence_is_named_where_feedback_cannot_judge(world: World) -> None:
@@ -302,6 +372,7 @@ def test_every_guilty_step_counts_and_tools_are_scored_on_tool_faults_only(world
     assert (scores["all"].cases, scores["all"].tool_faults, scores["all"].kind) == (5, 3, 3 / 5)
     assert (scores["zoo"].tool, scores["zoo"].step, scores["zoo"].kind) == (2 / 3, 1 / 3, 2 / 3)
     assert (scores["a few"].tool, scores["a few"].step, scores["a few"].kind) == (None, None, 1 / 2)
+    assert (scores["all"].program, scores["zoo"].program, scores["a few"].program) == (1 / 2, None, 1 / 2)
     assert (scores["all"].tool, scores["all"].step) == (2 / 3, 1 / 3), "a program's fault has no guilty step"
     assert measure_blame([], lambda _: []) == {}
 

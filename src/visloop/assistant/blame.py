@@ -3,12 +3,18 @@
 Each learnable step is a hypothesis "this step alone is wrong", the program is one more. A step weighs the odds that its own confidence
 gives to being wrong; the program weighs the odds that its author's confidence gives. A step that no tried result repairs counts a third
 where another step is repaired (what is right may not have been tried), and nothing where no step is: then the program is guilty. A step
-that the result does not depend on is innocent.
+that the result does not depend on is innocent. A tool's confidence speaks of what it said; where a question has one right answer, what
+counts is the lower one of that and of its confidence when it is asked about that answer (``answer_trust``).
+
+Repairs hardly tell a step that is wrong and sure of it from a wrong program, whose fault other results of innocent steps hide: any weight
+that finds the one first loses as many of the other (``docs/log.md``). So a sure step does not come before a program in doubt, but from
+close up, when learning from the first suspect did not help, it comes next; and a sure program comes after a step that is less so.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from visloop.assistant.answer_trust import ask_about_answers
 from visloop.assistant.cases import (
     Case,
     Judge,
@@ -52,6 +58,18 @@ class Suspicion:
     weight: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What re-runs of a case gave, empty where they cannot be judged; ``asked``: how sure tools are of what repairs their steps, 0-1."""
+
+    repairs: Mapping[int, StepRepairs] = field(default_factory=dict)
+    asked: Mapping[int, float] = field(default_factory=dict)
+
+    def is_repaired(self, step: int) -> bool:
+        """Whether another result of the step alone makes the run right."""
+        return bool(self.repairs) and self.repairs[step].share > 0
+
+
 class BlameCritic:
     """Critiques from re-runs and confidences.
 
@@ -73,22 +91,22 @@ class BlameCritic:
 
     def criticize(self, cases: Sequence[Case], *, grain: ReflectionGrain, tools: ToolRunner, seed: int) -> list[Critique]:
         """One critique per case, in order; ``global`` takes the best suspect of the whole run, ``local`` the first step that fails
-        its own check. Nothing is drawn: ``seed`` is not used."""
+        its own check, else the best suspect of the whole run. Nothing is drawn: ``seed`` is not used."""
         if grain == "interrupt":
             return [self._blame_interrupt(case, tools=tools) for case in cases]
-        repairs = self._find_repairs(cases, tools=tools)
+        evidence = self._find_evidence(cases, tools=tools)
         blame = self._blame_globally if grain == "global" else self._blame_locally
-        return [blame(case, found, grain, tools) for case, found in zip(cases, repairs, strict=True)]
+        return [blame(case, found, grain, tools) for case, found in zip(cases, evidence, strict=True)]
 
     def blame_evidence(self, cases: Sequence[Case], *, tools: ToolRunner) -> list[Critique]:
         """The best suspects under the name of their evidence: ``counterfactual`` where re-runs could be judged, else ``confidence``."""
-        repairs = self._find_repairs(cases, tools=tools)
+        evidence = self._find_evidence(cases, tools=tools)
         return [
-            self._blame_globally(case, found, "counterfactual" if found else "confidence", tools)
-            for case, found in zip(cases, repairs, strict=True)
+            self._blame_globally(case, found, "counterfactual" if found.repairs else "confidence", tools)
+            for case, found in zip(cases, evidence, strict=True)
         ]
 
-    def weigh(self, case: Case, repairs: Mapping[int, StepRepairs], *, tools: ToolRunner) -> list[Suspicion]:
+    def weigh(self, case: Case, evidence: Evidence, *, tools: ToolRunner) -> list[Suspicion]:
         """All suspects of a finished run, the guiltiest first, earlier steps first where they are equal; weights sum to 1."""
         weights: dict[int | None, float] = {}
         tried = {(critique.culprit, critique.step) for critique in case.earlier}
@@ -96,10 +114,10 @@ class BlameCritic:
         for step in list_learnable_steps(case.execution.program, find_signature=tools.find_signature):
             if step > len(case.execution.steps) or ("tool", step) in tried or step not in used:
                 continue
-            confidence = case.execution.steps[step - 1].confidence
+            confidence = _read_confidence(case, step, evidence)
             # A tool that guesses at a word guesses in every picture: that no single repair helps does not clear it.
             guessed = confidence is not None and confidence < self._limits.doubt and self._limits.use_confidence
-            repaired = max(_weigh_repairs(step, repairs), _GUESSED if guessed else 0.0)
+            repaired = max(_weigh_repairs(step, evidence), _GUESSED if guessed else 0.0)
             weights[step] = self._odds(confidence) * repaired * (_MENTIONED if step in mentioned else 1.0)
         if not any(culprit in ("plan", "program") for culprit, _ in tried):
             weights[None] = self._odds(case.trace.proposal.confidence)
@@ -107,10 +125,12 @@ class BlameCritic:
         ranked = sorted(weights.items(), key=lambda entry: (-entry[1], entry[0] is None, entry[0] or 0))
         return [Suspicion(step=step, weight=weight / total) for step, weight in ranked if weight > 0]
 
-    def _find_repairs(self, cases: Sequence[Case], *, tools: ToolRunner) -> list[dict[int, StepRepairs]]:
+    def _find_evidence(self, cases: Sequence[Case], *, tools: ToolRunner) -> list[Evidence]:
         if not self._limits.use_repairs:
-            return [{} for _ in cases]
-        return find_repairs(cases, tools=tools, judge=self._judge, most=self._limits.candidates)
+            return [Evidence() for _ in cases]
+        repairs = find_repairs(cases, tools=tools, judge=self._judge, most=self._limits.candidates)
+        asked = ask_about_answers(cases, repairs, tools=tools) if self._limits.use_confidence else [{} for _ in cases]
+        return [Evidence(repairs=found, asked=sure) for found, sure in zip(repairs, asked, strict=True)]
 
     def _odds(self, confidence: float | None) -> float:
         """The odds of being wrong at this confidence."""
@@ -118,33 +138,38 @@ class BlameCritic:
         bounded = min(max(known, _LEAST), _MOST)
         return (1 - bounded) / bounded
 
-    def _blame_globally(self, case: Case, repairs: Mapping[int, StepRepairs], grain: Grain, tools: ToolRunner) -> Critique:
-        suspects = self.weigh(case, repairs, tools=tools)
+    def _blame_globally(self, case: Case, evidence: Evidence, grain: Grain, tools: ToolRunner) -> Critique:
+        suspects = self.weigh(case, evidence, tools=tools)
         if not suspects:
             return self._make(case, grain, "nothing", None, "every suspect was repaired before, without success", tools=tools)
         best = suspects[0]
         if best.step is None:
-            reason = "no other result of a single step makes the run right" if len(suspects) == 1 and repairs else "no step is doubtful"
+            reason = (
+                "no other result of a single step makes the run right" if len(suspects) == 1 and evidence.repairs else "no step is doubtful"
+            )
             return self._make(case, grain, "program", None, f"the program is the best suspect: {reason}", tools=tools, weight=best.weight)
-        return self._make(case, grain, "tool", best.step, self._explain(case, best.step, repairs), tools=tools, weight=best.weight)
+        return self._make(case, grain, "tool", best.step, self._explain(case, best.step, evidence), tools=tools, weight=best.weight)
 
-    def _blame_locally(self, case: Case, repairs: Mapping[int, StepRepairs], grain: Grain, tools: ToolRunner) -> Critique:
+    def _blame_locally(self, case: Case, evidence: Evidence, grain: Grain, tools: ToolRunner) -> Critique:
         tried, used = {(critique.culprit, critique.step) for critique in case.earlier}, find_used_steps(case.execution.program)
         for step in list_learnable_steps(case.execution.program, find_signature=tools.find_signature):
             if step > len(case.execution.steps) or ("tool", step) in tried or step not in used:
                 continue
-            executed = case.execution.steps[step - 1]
-            confidence = executed.confidence if self._limits.use_confidence else None
+            confidence = _read_confidence(case, step, evidence) if self._limits.use_confidence else None
             doubtful = confidence is None or confidence < self._limits.doubt
-            repairable = not repairs or repairs[step].share > 0
+            repairable = not evidence.repairs or evidence.is_repaired(step)
             # without a confidence only a repair speaks against the step, so one of the two must be there
-            if doubtful and repairable and (repairs or confidence is not None):
-                weight = 1 - confidence if confidence is not None else repairs[step].share
-                return self._make(case, grain, "tool", step, self._explain(case, step, repairs), tools=tools, weight=weight)
-        if not any(culprit in ("plan", "program") for culprit, _ in tried):
-            reason = "every step passes its own check, so the program is wrong"
-            return self._make(case, grain, "program", None, reason, tools=tools)
-        return self._make(case, grain, "nothing", None, "every step passes its own check", tools=tools)
+            if doubtful and repairable and (evidence.repairs or confidence is not None):
+                weight = 1 - confidence if confidence is not None else evidence.repairs[step].share
+                return self._make(case, grain, "tool", step, self._explain(case, step, evidence), tools=tools, weight=weight)
+        # no step speaks against itself: a sure program is no better a suspect than a sure step
+        suspects = self.weigh(case, evidence, tools=tools)
+        if not suspects:
+            return self._make(case, grain, "nothing", None, "every step passes its own check", tools=tools)
+        best = suspects[0]
+        if best.step is None:
+            return self._make(case, grain, "program", None, "every step passes its own check, so the program is wrong", tools=tools)
+        return self._make(case, grain, "tool", best.step, self._explain(case, best.step, evidence), tools=tools, weight=best.weight)
 
     def _blame_interrupt(self, case: Case, *, tools: ToolRunner) -> Critique:
         """A program that raised is wrong, except where a tool that can learn failed by itself."""
@@ -157,14 +182,16 @@ class BlameCritic:
             culprit = "program"
         return self._make(case, "interrupt", culprit, step, execution.error or "the run stopped", tools=tools)
 
-    def _explain(self, case: Case, step: int, repairs: Mapping[int, StepRepairs]) -> str:
+    def _explain(self, case: Case, step: int, evidence: Evidence) -> str:
         executed = case.execution.steps[step - 1]
         parts = []
-        if repairs:
-            found = repairs[step]
+        if evidence.repairs:
+            found = evidence.repairs[step]
             parts.append(f"{len(found.values) + len(found.through)} of {found.tried} other results of this step make the run right")
         if executed.confidence is not None:
             parts.append(f"its confidence is {executed.confidence:.2f}")
+        if step in evidence.asked:
+            parts.append(f"asked about the right answer it is {evidence.asked[step]:.2f}")
         return f"Step{step} {executed.statement.tool}: {'; '.join(parts) or 'the first suspect'}"
 
     def _make(
@@ -194,11 +221,17 @@ class BlameCritic:
         )
 
 
-def _weigh_repairs(step: int, repairs: Mapping[int, StepRepairs]) -> float:
+def _read_confidence(case: Case, step: int, evidence: Evidence) -> float | None:
+    """A step's confidence in what it said, or in what it should have said where that is lower."""
+    own, asked = case.execution.steps[step - 1].confidence, evidence.asked.get(step)
+    return own if asked is None else min(asked, 1.0 if own is None else own)
+
+
+def _weigh_repairs(step: int, evidence: Evidence) -> float:
     """The factor that re-runs put on a step's odds; 1 where they could not be judged."""
-    if not repairs or repairs[step].share > 0:
+    if not evidence.repairs or evidence.is_repaired(step):
         return 1.0
-    return _UNREPAIRED if any(found.share > 0 for found in repairs.values()) else 0.0
+    return _UNREPAIRED if any(found.share > 0 for found in evidence.repairs.values()) else 0.0
 
 
 def _find_mentioned(case: Case, *, tools: ToolRunner) -> frozenset[int]:

@@ -30,12 +30,13 @@ class KnownGuilt(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlameScores:
-    """How often a critic was right. ``kind``: tool or program (plan counts as program), of all cases; ``tool`` and ``step``: a guilty one
-    named, of the cases with a tool fault; ``unreadable``: of all."""
+    """How often a critic was right. ``kind``: tool or program (plan counts as program), of all cases; ``program``: of the cases with a
+    program fault; ``tool`` and ``step``: a guilty one named, of the cases with a tool fault; ``unreadable``: of all."""
 
     cases: int
     tool_faults: int
     kind: float
+    program: float | None
     tool: float | None
     step: float | None
     unreadable: float
@@ -61,13 +62,15 @@ def _score(pairs: Sequence[tuple[KnownGuilt, Critique]]) -> BlameScores:
     def share(hits: int, total: int) -> float | None:
         return hits / total if total else None
 
-    kinds = sum(("program" if critique.culprit == "plan" else critique.culprit) == entry.culprit for entry, critique in pairs)
+    found = [(entry.culprit, "program" if critique.culprit == "plan" else critique.culprit) for entry, critique in pairs]
+    programs = [culprit == "program" for guilty, culprit in found if guilty == "program"]
     named = [critique.culprit == "tool" and critique.tool in entry.tools for entry, critique in tool_faults]
     placed = [critique.culprit == "tool" and critique.step in entry.steps for entry, critique in tool_faults]
     return BlameScores(
         cases=len(pairs),
         tool_faults=len(tool_faults),
-        kind=kinds / len(pairs),
+        kind=sum(guilty == culprit for guilty, culprit in found) / len(pairs),
+        program=share(sum(programs), len(programs)),
         tool=share(sum(named), len(tool_faults)),
         step=share(sum(placed), len(tool_faults)),
         unreadable=sum(critique.status != "ok" for _, critique in pairs) / len(pairs),
