@@ -3,14 +3,16 @@
     python -m benchmarks.blame [--tasks 80] [--seed 0]
 
 Tool faults are the tools' own: gold programs about words that the shipped tools were not trained on, where the result is wrong; every
-step that speaks of such a word is guilty. Program faults are injected into runs that were right (another tool, argument or constant, a
-missing step). ``injected``: tool faults put into right runs, the result for another word with the confidence of that: one step is wrong
-and sure of it, as no tool here is of a word that it does not know.
+step that speaks of such a word is guilty, and so is the question that such a word is the answer of. Program faults are injected into runs
+that were right (another tool, argument or constant, a missing step). ``injected``: tool faults put into right runs, the result for another
+word with the confidence of that: one step is wrong and sure of it.
 
-``repairs`` and ``confidence`` are the two kinds of evidence alone; ``global`` and ``local`` weigh both. ``known`` and ``unseen`` are
-families with and without seed demonstrations; no critic here is trained, so that the two differ by their programs only. ``answers``: the
-feedback holds the right answer; ``pictures``: editing and tagging, where it does not, so that counterfactual re-runs say nothing. Results
-go to ``benchmarks/results/blame.json``.
+``repairs`` and ``confidence`` are the two kinds of evidence alone; ``global`` and ``local`` weigh both. ``twice`` is what a feedback's two
+updates come to: where the global critique is wrong, so that learning from it cannot help, the local one that follows it. ``known`` and
+``unseen`` are families with and without seed demonstrations; no critic here is trained, so that the two differ by their programs only.
+``answers``: the feedback holds the right answer; ``pictures``: editing and tagging, where it does not, so that counterfactual re-runs say
+nothing. Gold programs have no author who is sure of them; a planner is, mostly, of those that it gets right. Results go to
+``benchmarks/results/blame.json``.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from PIL import Image
 
 from visloop.assistant.blame import BlameCritic, BlameLimits
 from visloop.assistant.blame_scores import measure_blame
-from visloop.assistant.cases import Case
+from visloop.assistant.cases import ANSWERED_LATER, Case
 from visloop.assistant.faults import inject_fault
 from visloop.assistant.interpreter import Execution, Job, run_programs
 from visloop.assistant.traces import make_trace
@@ -36,7 +38,7 @@ from visloop.evaluation.assistant import make_feedback, score_task
 from visloop.records.assistant import Critique, Culprit, Proposal, TaskKind, TaskTruth, Trace
 from visloop.scenes.pictures import encode_png
 from visloop.scenes.tasks_tagging import FACTS
-from visloop.scenes.workshop import BASE_VOCABULARY, BASE_WORDS
+from visloop.scenes.workshop import BASE_VOCABULARY, BASE_WORDS, NOVEL_CONCEPTS
 from visloop.scenes.workshop_tasks import list_families, make_tasks
 from visloop.tools.pictures import prepare_image
 from visloop.tools.toolbox import Toolbox, open_toolbox
@@ -59,6 +61,10 @@ class Guilt:
     def tools(self) -> frozenset[str]:
         """The tools of the guilty steps."""
         return frozenset(step.tool for step in self.case.trace.steps if step.step in self.steps)
+
+    def names(self, critique: Critique) -> bool:
+        """Whether a critique blames a guilty part."""
+        return critique.culprit == self.culprit and (self.culprit != "tool" or critique.step in self.steps)
 
 
 def run_gold(
@@ -103,7 +109,7 @@ def make_cases(*, count: int, seed: int, tools: Toolbox, folder: Path) -> tuple[
                 score = score_task(trace, truth, task=task, data=folder)
                 if novel and not score.correct:
                     case = Case(execution=execution, trace=trace, feedback=make_feedback(trace, truth, score=score))
-                    cases.append(Guilt(case, "tool", find_guilty(trace, task.concepts), group))
+                    cases.append(Guilt(case, "tool", find_guilty(trace, task.concepts, truth.answer), group))
                 if novel or not score.correct:
                     continue
                 inject = partial(inject_fault, execution, tools=tools, words=words, answers=ANSWERS, seed=seed)
@@ -114,21 +120,38 @@ def make_cases(*, count: int, seed: int, tools: Toolbox, folder: Path) -> tuple[
     return cases, injected
 
 
-def find_guilty(trace: Trace, concepts: Sequence[str]) -> frozenset[int]:
-    """Steps whose line, or whose list of names, speaks of an unknown word; all that follow a list of names for tagging."""
+def find_guilty(trace: Trace, concepts: Sequence[str], answer: str | None) -> frozenset[int]:
+    """Steps whose line, or whose list of names, speaks of an unknown word; all that follow a list of names for tagging. Where the unknown
+    word is the right answer, the last question: what it says is the result."""
     unknown = set(concepts) - set(ANSWERS)
-    return frozenset(
+    speaks = frozenset(
         step.step for step in trace.steps if any(word in " ".join((step.line, *step.arguments.values())).lower() for word in unknown)
     )
+    questions = [step.step for step in trace.steps if step.tool == ANSWERED_LATER]
+    return speaks | frozenset(questions[-1:] if answer in NOVEL_CONCEPTS else ())
 
 
-def list_critics(tools: Toolbox) -> dict[str, Callable[[Sequence[Case]], Sequence[Critique]]]:
+def blame_twice(critic: BlameCritic, guilt: Sequence[Guilt], cases: Sequence[Case], *, tools: Toolbox) -> list[Critique]:
+    """The global critique of each case; where that names no guilty part, the local one that comes next."""
+    by_trace = {entry.case.trace.id: entry for entry in guilt}
+    first = critic.criticize(cases, grain="global", tools=tools, seed=0)
+    again = [
+        replace(case, earlier=(critique,))
+        for case, critique in zip(cases, first, strict=True)
+        if not by_trace[case.trace.id].names(critique)
+    ]
+    second = {critique.trace_id: critique for critique in critic.criticize(again, grain="local", tools=tools, seed=0)}
+    return [second.get(critique.trace_id, critique) for critique in first]
+
+
+def list_critics(guilt: Sequence[Guilt], *, tools: Toolbox) -> dict[str, Callable[[Sequence[Case]], Sequence[Critique]]]:
     """The critics that need no LLM."""
     critic = BlameCritic()
     repairs, confidence = BlameCritic(limits=BlameLimits(use_confidence=False)), BlameCritic(limits=BlameLimits(use_repairs=False))
     return {
         "global": lambda cases: critic.criticize(cases, grain="global", tools=tools, seed=0),
         "local": lambda cases: critic.criticize(cases, grain="local", tools=tools, seed=0),
+        "twice": lambda cases: blame_twice(critic, guilt, cases, tools=tools),
         "repairs": lambda cases: repairs.blame_evidence(cases, tools=tools),
         "confidence": lambda cases: confidence.blame_evidence(cases, tools=tools),
     }
@@ -146,6 +169,7 @@ def score_critic(
             "cases": scores.cases,
             "tool_faults": scores.tool_faults,
             "kind": shorten(scores.kind),
+            "program": shorten(scores.program),
             "tool": shorten(scores.tool),
             "step": shorten(scores.step),
         }
@@ -170,7 +194,7 @@ def main() -> None:
         rows = [
             row
             for faults, found in (("own", cases), ("injected", injected))
-            for name, blame in list_critics(tools).items()
+            for name, blame in list_critics(found, tools=tools).items()
             for row in score_critic(name, blame, found, faults=faults)
         ]
     result = {
