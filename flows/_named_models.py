@@ -22,6 +22,8 @@ def list_named_models(config: Config) -> list[NamedModel]:
     chats: dict[str, ChatConfig] = {"base": config.base, "generate.model": config.generate.model, "assess.judge": config.assess.judge}
     if config.assess.text_judge is not None:
         chats["assess.text_judge"] = config.assess.text_judge
+    if assistant.direct is not None:
+        chats["assistant.direct"] = assistant.direct
     if assistant.asks_llm():
         chats["llm"] = config.llm
     names = {f"assistant.tools.{role}": model.model for role, model in assistant.tools.list_models().items()}

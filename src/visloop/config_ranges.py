@@ -96,6 +96,7 @@ RANGES: Final[Mapping[type, Mapping[str, Range]]] = {
         **dict.fromkeys(("batch_size", "max_image_pixels", "concurrency"), _COUNT),
         "timeout_seconds": _POSITIVE,
         "max_retries": _COUNT_OR_NONE,
+        **dict.fromkeys(("price_prompt", "price_new"), Range(0)),
     },
 }
 """The range of every number, by its place in the schema; of a table of numbers (``demonstrations``) each entry's."""

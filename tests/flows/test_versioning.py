@@ -87,6 +87,7 @@ STAGE_CODE = {
     "evaluation": ("visloop.evaluation", *EXAM_CODE, *GATE),
     "assistant_data": (
         *("visloop.scenes.workshop_tasks", "visloop.scenes.workshop_collection", "visloop.scenes.workshop_seeds"),
+        "visloop.datasets.nlvr_tasks",
         *ASSISTANT_GATE,
     ),
     "cycles": (*CYCLE_CODE, "visloop.evaluation.people", *ASSISTANT_GATE),
