@@ -9,6 +9,7 @@ from flows._people import find_frozen, read_frozen
 from flows._records import read_json
 from flows._traces import log_traces
 from flows._tracking import TrackedRun
+from visloop.assistant.pools import POOL_NAMES
 from visloop.config import Config
 from visloop.errors import DataError
 from visloop.records.assistant import Critique, Feedback, Trace
@@ -37,7 +38,8 @@ def log_cycle(config: Config, layout: Layout, child: TrackedRun, number: int) ->
     report = read_json(folder / "report.json")
     gate = {key: value for key, value in report["gate"].items() if isinstance(value, int | float)}
     spent = price_counts(config, report["counts"])
-    child.log_round({**report["counts"], **spent, **gate, "demonstrations": report["demonstrations"], "prompts": report["prompts"]})
+    sizes = {name: report[name] for name in POOL_NAMES if name != "judgements" or report.get(name)}
+    child.log_round({**report["counts"], **spent, **gate, **sizes})
     child.set_tags({FOLDER_TAG: folder.as_posix(), **{f"pool.{name}": digest for name, digest in report["pools"].items()}})
     child.log_json(folder / "report.json")
 

@@ -14,6 +14,7 @@ from flows._folders import hash_input
 from flows._layout import pool_inputs
 from flows._records import write_json
 from flows._registry import POOLS
+from visloop.assistant.pools import POOL_NAMES
 from visloop.config import Config
 from visloop.errors import DataError
 from visloop.evaluation.metrics import is_percentage, measure_outcomes, read_outcomes
@@ -22,7 +23,7 @@ from visloop.records.manifest import MANIFEST_NAME, Manifest, check_files, read_
 from visloop.records.reasoning import Prediction
 from visloop.records.shards import read_shard
 
-_SUBJECT = {"model", "demonstrations", "prompts"}
+_SUBJECT = {"model", *POOL_NAMES}
 """The inputs of an examination that are what is examined."""
 _LABELS = {"name", "parts"}
 """Settings of an examination that change no answer."""
@@ -68,7 +69,7 @@ def find_measured(candidate: Candidate) -> list[Measured]:
 
 
 def _hash_subject(candidate: Candidate) -> dict[str, str]:
-    """The inputs by which an examination names the version: of a cycle its two pools, whose bytes do not depend on how long anything took.
+    """The inputs by which an examination names the version: of a cycle its pools, whose bytes do not depend on how long anything took.
     Empty where the version's folder is gone or holds another version by now."""
     if candidate.stage is None:
         return {}

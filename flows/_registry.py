@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows._database import call_patiently, connect
+from flows._layout import pool_inputs
 from flows._provenance import clean_name
 from flows._tracking import TrackedRun
 from visloop.errors import DataError, ModelError
@@ -23,7 +24,7 @@ from visloop.ids import hash_file, hash_json
 from visloop.records.manifest import read_manifest
 
 REASONER, POOLS = "visloop-reasoner", "visloop-pools"
-"""Registered models: the reasoners M_t, and what the assistant has learned after each cycle (demonstrations and prompts)."""
+"""Registered models: the reasoners M_t, and what the assistant has learned after each cycle (its pools)."""
 WEIGHTS_NAME = "weights.json"
 NEWEST, CHAMPION = "newest", "champion"
 """Aliases: of the last registered version (``latest`` is reserved by MLflow), and of the promoted one."""
@@ -32,7 +33,6 @@ FOLDER_TAG, STAGE_TAG, DATA_TAG = "visloop.folder", "visloop.stage", "visloop.da
 """Where a version was registered from and the data folder it belongs to, both relative to the project; and the hash of the stage that made
 it, by which other stages name it as their input."""
 Kind = Literal["adapter", "full", "pools"]
-_POOL_PARTS = ("demonstrations", "prompts")
 _ADAPTER_CONFIG, _ADAPTER_BASE = "adapter_config.json", "base.json"
 
 
@@ -178,7 +178,7 @@ def name_alias(short: str, *, line: str, default: str) -> str:
 
 
 def _find_kind(folder: Path) -> Kind:
-    if all((folder / part).is_dir() for part in _POOL_PARTS):
+    if all(part.is_dir() for part in pool_inputs(folder).values()):
         return "pools"
     return "adapter" if (folder / _ADAPTER_CONFIG).is_file() else "full"
 
@@ -202,12 +202,12 @@ def _hash_version(folder: Path, kind: str) -> dict[str, str]:
         return _hash_model(folder)
     files = {
         path.relative_to(folder).as_posix(): hash_file(path)
-        for part in _POOL_PARTS
-        for path in sorted((folder / part).rglob("*"))
+        for part in pool_inputs(folder).values()
+        for path in sorted(part.rglob("*"))
         if path.is_file()
     }
     if not files:
-        raise ModelError(f"{folder}: no pools there (folders {' and '.join(_POOL_PARTS)}); give the folder of a finished cycle")
+        raise ModelError(f"{folder}: no pools there (folders {' and '.join(pool_inputs(folder))}); give the folder of a finished cycle")
     return files
 
 

@@ -71,6 +71,8 @@ class Project:
         folder = self.layout.cycle(number)
         write_text(folder / "demonstrations" / "demonstrations.jsonl", f"demonstrations {number}\n")
         write_text(folder / "prompts" / "prompts.safetensors", f"prompts {number}")
+        if number:
+            write_text(folder / "judgements" / "judgements.json", f"judgements {number}\n")
         self.make_stage(folder, f"cycle {number}", traces__jsonl="runs\n")
         return self.register(POOLS, folder, number, aliases=[f"c{number}"])
 
@@ -236,9 +238,14 @@ def test_pools_are_candidates_like_models(project: Project) -> None:
     assert find_champion_cycle(project.config, project.layout) == 1
     other = Config(paths=PathsConfig(data=str(project.data), mlruns=str(project.mlruns), cycles="cycles-other"))
     assert find_champion_cycle(other, Layout.from_config(other)) is None, "another line of cycles has pools of its own"
-    (project.layout.cycle(1) / "prompts" / "prompts.safetensors").write_text("changed")
-    with pytest.raises(DataError, match="not those of"):
-        load_registered(POOLS, mlruns=project.mlruns, alias="c1")
+    for part in ("prompts/prompts.safetensors", "judgements/judgements.json"):
+        path = project.layout.cycle(1) / part
+        kept = path.read_bytes()
+        path.write_text("changed")
+        with pytest.raises(DataError, match="not those of"):
+            load_registered(POOLS, mlruns=project.mlruns, alias="c1")
+        path.write_bytes(kept)
+    load_registered(POOLS, mlruns=project.mlruns, alias="c1")
 
 
 def test_the_page_answers_with_the_champion(project: Project, rounds: Callable[..., list[int]]) -> None:
