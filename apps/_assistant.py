@@ -11,13 +11,13 @@ from flows._assistant_parts import Workbench
 from flows._assistant_stages import read_tasks
 from flows._candidates import find_champion_cycle
 from flows._cycle_history import check_cycle_files
-from flows._layout import Layout, pool_inputs
+from flows._layout import Layout
 from flows._people import find_newest_cycle
 from flows._traces import log_traces
 from flows._tracking import TrackedRun
 from flows._words import PageRun, load_run, save_run
 from visloop.assistant.interpreter import ExecutedStep, Execution, Job, run_programs
-from visloop.assistant.pools import Pools, read_pools
+from visloop.assistant.pools import POOL_NAMES, Pools, read_pools
 from visloop.assistant.program import TASK_INPUTS
 from visloop.assistant.runs import CycleParts, propose_programs, teach_planner
 from visloop.assistant.traces import make_trace
@@ -91,7 +91,7 @@ class AssistantDesk:
         # Not by number alone: after a rollback the same number may be played again.
         digest = hash_file(self.layout.cycle(cycle) / MANIFEST_NAME)
         if self._pools is None or self._pools[0] != digest:
-            check_cycle_files(self.layout, cycle, parts=pool_inputs(self.layout.cycle(cycle)))
+            check_cycle_files(self.layout, cycle, parts=POOL_NAMES)
             self._pools = digest, read_pools(self.layout.cycle(cycle))
         return cycle, self._pools[1]
 

@@ -14,10 +14,13 @@ from flows._stage import Shard, make_shards, run_sharded_stage
 from flows._tracking import TrackedRun
 from flows._workers import PART_SIZE, Lazy
 from visloop.chat.factory import open_chat
-from visloop.config import ChatConfig, Config
+from visloop.config import Backend, ChatConfig, Config
+from visloop.errors import ModelError
 from visloop.evaluation.assistant import ANSWERED
 from visloop.evaluation.direct import answer_tasks, score_direct
 from visloop.prompts.render import PromptSet
+from visloop.records.assistant import Task
+from visloop.records.reasoning import AgentAnswer
 from visloop.records.shards import write_shard
 
 _log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ def answer_pictures(config: Config, layout: Layout, *, chat: ChatConfig, folder:
         failed = [answer.raw for answer in answers if answer.status == "failed"]
         if failed:
             _log.warning("%s: %d of %d requests failed, first: %s", DIRECT, len(failed), len(answers), failed[0])
+            _refuse_outage(asked, answers, chat=chat)
         predictions = score_direct(asked, answers, read_task_truths(layout), system=DIRECT)
         write_shard(path, predictions)
         return {
@@ -78,3 +82,22 @@ def answer_pictures(config: Config, layout: Layout, *, chat: ChatConfig, folder:
         retries=1,
         workers=config.workers,
     )
+
+
+def _refuse_outage(tasks: Sequence[Task], answers: Sequence[AgentAnswer], *, chat: ChatConfig) -> None:
+    """A model may not be able to take the pictures of a kind of task: that is its result. Anything else is no result of the model's.
+
+    Raises:
+        ModelError: some tasks of a kind failed and others did not, or nothing came back from an endpoint.
+    """
+    states: dict[str, set[bool]] = {}
+    for task, answer in zip(tasks, answers, strict=True):
+        states.setdefault(task.kind, set()).add(answer.status == "failed")
+    mixed = sorted(kind for kind, failed in states.items() if len(failed) > 1)
+    silent = chat.backend is Backend.openai and all(failed == {True} for failed in states.values())
+    if mixed or silent:
+        first = next(answer.raw for answer in answers if answer.status == "failed")
+        what = f"only some tasks of {' and '.join(mixed)} were answered" if mixed else "no request was answered"
+        raise ModelError(
+            f"{DIRECT}, {chat.model}: {what} ({first}); run again when it is back, or leave the row out (assistant.direct=null)"
+        )

@@ -55,7 +55,9 @@ def find_measured(candidate: Candidate) -> list[Measured]:
     found, damaged = [], []
     for path in sorted(candidate.data.glob(pattern)):
         manifest = read_manifest(path.parent)
-        if manifest is None or shard not in manifest.files or not subject or not subject.items() <= manifest.inputs.items():
+        if manifest is None or shard not in manifest.files or not subject:
+            continue
+        if {role: digest for role, digest in manifest.inputs.items() if role in _SUBJECT} != subject:
             continue
         if check_files(path.parent, manifest):
             damaged.append(path.parent)

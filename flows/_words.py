@@ -14,8 +14,7 @@ from flows._layout import Layout
 from flows._records import SPLITS, read_json, read_split, write_json
 from flows._traces import ANSWER, TRACE_TAG, VERDICT, read_new_feedback, read_people
 from visloop.errors import ConfigError, DataError
-from visloop.evaluation.assistant import score_answer
-from visloop.evaluation.people import TEXT_KINDS
+from visloop.evaluation.assistant import ANSWERED, score_answer
 from visloop.records.assistant import Feedback, Task, Trace
 from visloop.records.reasoning import AgentAnswer, ReasoningPath, Sample
 from visloop.records.shards import read_shard
@@ -55,7 +54,7 @@ class PageRun:
     @property
     def result(self) -> str | None:
         """The answer in words; None for a picture, and for a run that did not finish."""
-        return self.trace.result if self.task.kind in TEXT_KINDS else None
+        return self.trace.result if self.task.kind in ANSWERED else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from flows._stage import run_stage
 from flows._summary import open_console, show_tables
 from visloop.assistant.export import CycleRuns, ExportParts, export_runs
 from visloop.assistant.planner import open_encoder
-from visloop.assistant.pools import read_pools
+from visloop.assistant.pools import POOL_NAMES, read_pools
 from visloop.config import Config
 from visloop.config_assistant import ListBackend, PlannerConfig, ToolsConfig
 from visloop.errors import DataError
@@ -38,7 +38,7 @@ from visloop.tools.toolbox import open_toolbox
 EXAMPLES_NAME = "examples.jsonl"
 _READ = ("traces.jsonl", "feedback.jsonl")
 """What is read of a cycle besides the pools before it."""
-_PROMPT_KEYS = ("encoder", "encoder_model", "demonstrations", "failures_from", "use_plan", "use_failures")
+_PROMPT_KEYS = ("encoder", "encoder_model", "demonstrations", "failures_from", "use_plan", "use_failures", "retrieval")
 """The planner's settings that decide what its prompts show."""
 
 
@@ -104,7 +104,12 @@ def export_programs(config: Config, layout: Layout) -> Any:
             **{f"{name} {number}": path for number in numbers for name, path in pool_inputs(layout.cycle(number - 1)).items()},
             **{f"people {number}": folder for number, folder in people.items()},
         },
-        config={"planner": select_prompt_settings(planner), "plugins": config.assistant.tools.plugins, "prompts": prompts.hash},
+        config={
+            "planner": select_prompt_settings(planner),
+            "plugins": config.assistant.tools.plugins,
+            "prompts": prompts.hash,
+            "seed": config.seed,
+        },
         code=["visloop.assistant.export", "visloop.scenes.workshop"],
         work=work,
     )
@@ -116,7 +121,7 @@ def read_runs(layout: Layout, numbers: list[int], people: Mapping[int, Path]) ->
     for number in numbers:
         before = layout.cycle(number - 1)
         check_cycle_files(layout, number, parts=_READ)
-        check_cycle_files(layout, number - 1, parts=pool_inputs(before))
+        check_cycle_files(layout, number - 1, parts=POOL_NAMES)
         asked = read_frozen(people[number]).tasks if number in people else ()
         folder = layout.cycle(number)
         yield CycleRuns(

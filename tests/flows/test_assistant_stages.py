@@ -210,6 +210,28 @@ def test_direct_answers_are_a_row_per_kind_that_has_answers_in_words(
     assert measure() == {"accuracy/vqa": 1.0} and "direct VLM: 106 of 128 requests failed, first: error: one picture only" in caplog.text
 
 
+def test_an_endpoint_that_goes_away_is_no_result_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [replace(ask("Is there a star?"), id=f"t{number}", split="test") for number in range(3)]
+    layout, down, asked = Layout(tmp_path, "scenes"), set[int](), list[str]()
+    write_shard(layout.tasks / "test.jsonl", tasks)
+    write_shard(layout.tasks / "truth.jsonl", [TaskTruth(task_id=task.id, program="", answer="yes") for task in tasks])
+
+    def answer(request: ChatRequest) -> str | ChatReply:
+        asked.append(request.id)
+        return broken("gone") if (len(asked) - 1) % len(tasks) in down else "yes"
+
+    monkeypatch.setattr(_assistant_direct, "open_chat", lambda config: ScriptedChat(answer))
+    config = compose_config(["model@assistant.direct=served_vlm"])
+    assert config.assistant.direct is not None
+    folder = layout.assistant_evaluation / "direct"
+    for now, what in (({1, 2}, "only some tasks of vqa were"), ({0, 1, 2}, "no request was")):
+        down |= now
+        with pytest.raises(ModelError, match=rf"{what} answered.*gone.*assistant\.direct=null"):
+            answer_pictures(config, layout, chat=config.assistant.direct, folder=folder)
+    down.clear()
+    assert answer_pictures(config, layout, chat=config.assistant.direct, folder=folder).counts["correct"] == 3
+
+
 def test_a_run_without_answers_in_words_or_without_a_model_has_no_such_row(tmp_path: Path) -> None:
     for overrides in (["assistant.direct=null"], ["assistant.tasks.kinds=[editing,tagging]"]):
         assert measure_direct(compose_config(overrides), Layout(tmp_path, "scenes"), None) is None  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from flows._database import connect
 from flows._folders import hash_input
 from flows._layout import Layout, pool_inputs
 from flows._lineage import trace_lineage
+from flows._measured import find_measured
 from flows._registry import CHAMPION, POOLS, REASONER, load_registered, register_model
 from flows._tracking import open_run
 from visloop.chat.weights import resolve_model
@@ -230,6 +231,12 @@ def test_pools_are_candidates_like_models(project: Project) -> None:
         project.measure(project.layout.cycle(number), right, name=f"cycle_{number:02d}", role="pools")
     project.measure(project.layout.cycle(0), BETTER, name="another_planner", role="pools", seed=5)
     assert [one.kind for one in list_candidates(POOLS, mlruns=project.mlruns, data=project.data)] == ["pools", "pools"]
+    shared = project.layout.cycle(0)  # an examination with more pools than these is not of these
+    extra = {**pool_inputs(shared), "judgements": project.layout.raw, "tasks": project.layout.raw}
+    more = project.layout.assistant_evaluation / "more"
+    project.make_stage(more, "examine more", inputs=extra, config={"seed": 0, "name": "more"}, test__jsonl="")
+    [first] = [one for one in list_candidates(POOLS, mlruns=project.mlruns, data=project.data) if one.folder == shared]
+    assert more not in [found.folder for found in find_measured(first)]
     promote(project.config, name=POOLS, which="c0")
     assert find_champion_cycle(project.config, project.layout) == 0
     done = promote(project.config, name=POOLS, which="c1")

@@ -92,6 +92,9 @@ def test_the_export_is_a_stage_that_is_skipped_when_nothing_changed(config: Conf
     before = path.read_bytes()
     export_programs(config, layout)
     assert [row.state for row in stage_rows()][-2:] == ["ran", "skipped"] and path.read_bytes() == before
+    for change in (["assistant.planner.retrieval=random"], ["seed=3"]):
+        export_programs(compose_config([f"paths.data={layout.root}", f"paths.mlruns={config.paths.mlruns}", *change]), layout)
+        assert stage_rows()[-1].state == "ran", "what the prompts show is part of the key"
 
 
 def test_a_cycle_that_has_not_passed_its_gates_is_not_exported(config: Config) -> None:

@@ -22,7 +22,7 @@ from visloop.assistant.search_learning import TrainingSettings, learn
 from visloop.assistant.search_scenes import SceneTable
 from visloop.assistant.search_space import load_pack
 from visloop.config_assistant import LearningConfig, WordsChoice
-from visloop.errors import DataError
+from visloop.errors import ConfigError, DataError
 from visloop.records.assistant import Feedback, Proposal, Task, Trace
 from visloop.tools.base import ToolCall, ToolResult, ToolRunner
 
@@ -125,6 +125,14 @@ def test_the_planner_learns_from_a_pool_anew_and_once() -> None:
     few = JudgementPool(pool.entries[:3])
     assert taught.with_judgements(few).scorer.hash == planner.with_judgements(few).scorer.hash, "what is not in the pool is forgotten"
     assert taught.with_judgements(JudgementPool()).scorer is planner.scorer
+
+
+def test_judgements_of_another_space_are_refused() -> None:
+    wider = replace(SPACE, attributes={**SPACE.attributes, "color": (*SPACE.attributes["color"], "pink")})
+    planner = open_search_planner()
+    other = replace(planner, scorer=replace(planner.scorer, space=wider))
+    with pytest.raises(ConfigError, match=r"judgement two-0 .*assistant\.planner\.pack"):
+        other.with_judgements(JudgementPool().add(some_judgements()))
 
 
 def test_a_scorer_that_was_loaded_goes_on_from_what_it_knew() -> None:

@@ -105,6 +105,9 @@ def test_feedback_gives_the_answer_or_turns_a_refused_result_round() -> None:
         (Feedback(id="f", task_id="t", trace_id="r", accepted=False, answer="seven"), None),
     ):
         assert read_answer(trace, feedback) is answer
+    person = Feedback(id="f", task_id="t", trace_id="r", accepted=False, source="person")
+    assert read_answer(trace, person) is None, "a word that proves nothing about this result"
+    assert read_answer(trace, replace(person, accepted=True)) is True and read_answer(trace, replace(person, answer="Yes.")) is True
     unfinished = replace(trace, status="tool_error", result=None)
     assert read_answer(unfinished, Feedback(id="f", task_id="t", trace_id="r", accepted=False)) is None
     with pytest.raises(DataError, match="trace other"):

@@ -13,6 +13,8 @@ from visloop.assistant.runs import CycleParts, run_tasks, teach_planner
 from visloop.records.assistant import Task
 from visloop.tools.prompt_pool import LearnedPrompt, PromptPool
 
+_HEARD = "what the planner learned from right and wrong"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateReport:
@@ -101,21 +103,27 @@ def _refuse_rest(
     parts: CycleParts,
     cycle: int,
 ) -> tuple[Pools, _Marks, list[str], str]:
-    """Without what the planner learned itself, or else without the cycle's demonstrations, if that passes; else the pools as they were.
-    With the ids of what was refused, and what that is in words."""
+    """Without what the planner learned itself, or without the cycle's demonstrations, or without both, whichever passes first; else the
+    pools as they were. With the ids of what was refused, and what that is in words."""
     heard = now.judgements.list_new(opening.judgements)
     shown = {entry.id for entry in opening.demonstrations.entries}
     learned = [entry.id for entry in now.demonstrations.entries if entry.id not in shown]
     known = set(_list_ids(opening.prompts.prompts))
     prompts = [name for name in _list_ids(now.prompts.prompts) if name not in known]
-    trials = [(replace(now, judgements=opening.judgements), heard, "what the planner learned from right and wrong")] if heard else []
+    unheard = replace(now, judgements=opening.judgements)
+    trials: list[tuple[Pools, list[str], str]] = []
+    if heard and (prompts or learned):
+        trials.append((unheard, heard, _HEARD))
     if learned and (prompts or heard):
         trials.append((replace(now, demonstrations=opening.demonstrations), learned, "the demonstrations"))
+    if heard and learned and prompts:
+        trials.append((replace(unheard, demonstrations=opening.demonstrations), [*heard, *learned], "all that the planner was taught"))
     for without, dropped, reason in trials:
         found = _mark(without, replay, held_out, parts, cycle)
         if found.lack(before, drop=parts.learning.max_replay_drop) == 0:
             return without, found, dropped, reason
-    return opening, before, [*prompts, *heard, *learned], "everything that was left of the cycle"
+    rest = "everything that was left of the cycle" if prompts or learned else _HEARD
+    return opening, before, [*prompts, *heard, *learned], rest
 
 
 def _mark(pools: Pools, replay: Sequence[Task], held_out: Sequence[Task], parts: CycleParts, cycle: int) -> _Marks:

@@ -80,10 +80,20 @@ class SearchPlanner:
 
     def with_judgements(self, pool: JudgementPool) -> "SearchPlanner":
         """The planner that has learned from a pool (``search_learning.learn``), and with ``learn_words`` words for the parts of programs
-        too. A scorer that was loaded goes on from what it knew."""
+        too. A scorer that was loaded goes on from what it knew.
+
+        Raises:
+            ConfigError: the pool was heard with another space of programs.
+        """
         start = self.start or self.scorer
         if not pool.entries:
             return replace(self, scorer=start)
+        misfit = pool.find_misfit(start.space)
+        if misfit is not None:
+            raise ConfigError(
+                f"planner: judgement {misfit} was heard with other words, places or relations than the space {start.space.name} has; "
+                "take the task pack of the earlier cycles (assistant.planner.pack, scorer), or other cycles (paths.cycles)"
+            )
         if pool.hash not in self.learned:
             opened, settings = start, self.settings
             if self.learn_words:

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from visloop.answers import read_boolean
 from visloop.assistant.search_scenes import SceneTable
+from visloop.assistant.search_space import Space
 from visloop.errors import DataError
 from visloop.ids import hash_json
 from visloop.records.assistant import Feedback, Task, Trace
 from visloop.records.shards import write_text
 
 JUDGEMENTS_NAME, SCENES_NAME = "judgements.json", "scenes.safetensors"
-_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +49,8 @@ class Judgement:
 
 def read_answer(trace: Trace, feedback: Feedback) -> bool | None:
     """The right answer according to feedback on a trace: the one that it holds, else the result, or its opposite if that was not
-    accepted. None where the answers are not true or false.
+    accepted. None where the answers are not true or false, and where a person's word tells none: what it does not prove about a result
+    is not accepted, and need not be wrong.
 
     Raises:
         DataError: the feedback is about another trace.
@@ -56,9 +58,11 @@ def read_answer(trace: Trace, feedback: Feedback) -> bool | None:
     if feedback.trace_id != trace.id:
         raise DataError(f"feedback {feedback.id} is about trace {feedback.trace_id}, not {trace.id}")
     if feedback.answer is not None:
-        return _TRUTHS.get(feedback.answer.strip().lower())
-    result = _TRUTHS.get((trace.result or "").strip().lower())
-    return None if result is None else result is feedback.accepted
+        return read_boolean(feedback.answer)
+    result = read_boolean(trace.result or "")
+    if result is None or (feedback.source == "person" and not feedback.accepted):
+        return None
+    return result is feedback.accepted
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,12 @@ class JudgementPool:
     def add(self, judgements: Iterable[Judgement]) -> "JudgementPool":
         """These judgements too. Of two on one task the later one counts: people may correct themselves."""
         return JudgementPool(tuple({entry.id: entry for entry in (*self.entries, *judgements)}.values()))
+
+    def find_misfit(self, space: Space) -> str | None:
+        """The id of a judgement whose scene was not seen by this space's words, places and relations; None where all were."""
+        masks, pairs = {*space.words, *space.places}, {relation.tool for relation in space.relations.values()}
+        fits = (entry.scene.masks.keys() == masks and entry.scene.pairs.keys() == pairs for entry in self.entries)
+        return next((entry.id for entry, fit in zip(self.entries, fits, strict=True) if not fit), None)
 
     def list_new(self, before: "JudgementPool") -> list[str]:
         """Ids of judgements that ``before`` does not have, or has otherwise."""

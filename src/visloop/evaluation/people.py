@@ -12,12 +12,9 @@ from PIL import Image
 
 from visloop.answers import normalize_answer, read_boolean, read_number
 from visloop.assistant.interpreter import Execution
-from visloop.evaluation.assistant import score_answer
+from visloop.evaluation.assistant import ANSWERED, score_answer
 from visloop.ids import make_id
 from visloop.records.assistant import Feedback, Task, Trace
-
-TEXT_KINDS = ("vqa", "multi_image")
-"""Tasks whose result is an answer in words."""
 
 
 def imply_answer(word: Feedback, *, result: str | None) -> Feedback:
@@ -41,7 +38,7 @@ def complete_word(word: Feedback, *, task: Task, seen: Trace) -> Feedback:
     Args:
         seen: the run that the person judged.
     """
-    return imply_answer(word, result=seen.result) if task.kind in TEXT_KINDS else word
+    return imply_answer(word, result=seen.result) if task.kind in ANSWERED else word
 
 
 def judge_by_word(execution: Execution, trace: Trace, *, word: Feedback, seen: Trace) -> Feedback:
@@ -59,7 +56,7 @@ def judge_by_word(execution: Execution, trace: Trace, *, word: Feedback, seen: T
     if trace.status != "finished":
         right = False
         notes.append(f"The program did not run to its end: {trace.error or trace.status}.")
-    elif task.kind in TEXT_KINDS:
+    elif task.kind in ANSWERED:
         right = word.answer is not None and score_answer(trace.result, word.answer)
     elif word.accepted:
         right = _is_same(trace, seen)
@@ -77,7 +74,7 @@ def judge_by_word(execution: Execution, trace: Trace, *, word: Feedback, seen: T
         trace_id=trace.id,
         accepted=right,
         # Critics compare results with the answer: only where it is one, not a number of objects.
-        answer=word.answer if task.kind in TEXT_KINDS else None,
+        answer=word.answer if task.kind in ANSWERED else None,
         text=" ".join(notes),
         source="person",
     )
