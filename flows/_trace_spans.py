@@ -9,6 +9,9 @@ from typing import Any
 from visloop.config import ChatConfig
 from visloop.records.assistant import Proposal, StepTrace, Task, Trace
 
+_APART = 1_000
+"""Nanoseconds between the starts of a run, its planner and its first step: MLflow orders spans by their start, equal ones in any order."""
+
 
 def count_spans(trace: Trace) -> int:
     """How many spans ``write_spans`` writes for a run."""
@@ -61,9 +64,10 @@ def write_spans(
         experiment_id=experiment_id,
         start_time_ns=start,
     )
-    if _asked_llm(proposal):
-        _write_planning(proposal, root=root, inputs=shown, llm=llm, moment=start)
     moment = start
+    if _asked_llm(proposal):
+        _write_planning(proposal, root=root, inputs=shown, llm=llm, moment=start + _APART)
+        moment += 2 * _APART
     for step in trace.steps:
         span = mlflow.start_span_no_context(
             step.tool,
