@@ -26,11 +26,11 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from flows._environment import PROJECT_ROOT, set_hub_offline
-from flows._named_models import needs_hub
+from flows._named_models import list_chats, needs_hub
 from flows._servers import prepare_database, stop_orphaned_servers
 from flows._streams import keep_streams
 from flows._workers import choose_workers
-from visloop.config import ChatConfig, Config
+from visloop.config import Config
 from visloop.errors import ConfigError, VisloopError
 
 if TYPE_CHECKING:
@@ -126,15 +126,9 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
     return from_plain(_plain_container(composed))
 
 
-def list_models(config: Config) -> list[ChatConfig]:
-    """The chat models that ``config`` mounts."""
-    optional = (config.assess.text_judge, config.assistant.direct)
-    return [config.base, config.generate.model, config.assess.judge, *(model for model in optional if model is not None)]
-
-
 def settle_workers(config: Config) -> Config:
     """``workers=0`` is as many as this machine has cores, at most 4, and 1 where models share a GPU."""
-    return replace(config, workers=choose_workers(list_models(config))) if config.workers == 0 else config
+    return replace(config, workers=choose_workers([*list_chats(config).values()])) if config.workers == 0 else config
 
 
 def run_flow(flow_function: "Flow[[dict[str, Any]], Any]", *, doc: str) -> None:

@@ -16,14 +16,21 @@ class NamedModel:
     served: str = ""
 
 
+def list_chats(config: Config) -> dict[str, ChatConfig]:
+    """The chat models that are mounted, by role; the assistant's LLM, which is opened where it is asked, is not among them."""
+    found = {
+        "base": config.base,
+        "generate.model": config.generate.model,
+        "assess.judge": config.assess.judge,
+        "assess.text_judge": config.assess.text_judge,
+        "assistant.direct": config.assistant.direct,
+    }
+    return {role: chat for role, chat in found.items() if chat is not None}
+
+
 def list_named_models(config: Config) -> list[NamedModel]:
     """What is mounted: the agents', the judges', and the assistant's models where its configuration asks for them."""
-    assistant = config.assistant
-    chats: dict[str, ChatConfig] = {"base": config.base, "generate.model": config.generate.model, "assess.judge": config.assess.judge}
-    if config.assess.text_judge is not None:
-        chats["assess.text_judge"] = config.assess.text_judge
-    if assistant.direct is not None:
-        chats["assistant.direct"] = assistant.direct
+    assistant, chats = config.assistant, list_chats(config)
     if assistant.asks_llm():
         chats["llm"] = config.llm
     names = {f"assistant.tools.{role}": model.model for role, model in assistant.tools.list_models().items()}

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows._artifacts import publish_summary
-from flows._entry import list_models
 from flows._liveness import label_flow_run
+from flows._named_models import list_chats
 from flows._summary import print_stage_table, reset_stage_rows, shown_tables, stage_rows
 from flows._sweeps import add_seconds, join_sweep
 from flows._tracking import TrackedRun, find_active_run, open_run
@@ -29,7 +29,7 @@ def open_flow_run(flow: str, config: Config) -> Iterator[TrackedRun]:
         with _summarized(flow, joined):
             yield joined
         return
-    check_workers(config.workers, list_models(config))
+    check_workers(config.workers, [*list_chats(config).values()])
     reset_stage_rows()
     started = time.perf_counter()
     with open_run(flow, config) as run:

@@ -19,7 +19,7 @@ from visloop.assistant.lessons import count_votes, make_successes
 from visloop.assistant.material import MOST_KNOWN_QUESTIONS, list_known_questions
 from visloop.assistant.pools import Pools
 from visloop.assistant.reflection import count_unreadable
-from visloop.assistant.runs import CycleParts, TaskRun, judge_runs, make_case, propose_programs, run_proposals, run_tasks, teach_planner
+from visloop.assistant.runs import CycleParts, TaskRun, hear_runs, make_case, propose_programs, run_proposals, run_tasks, teach_planner
 from visloop.assistant.search_judgements import Judgement
 from visloop.assistant.token_meter import TokenMeter, Tokens
 from visloop.errors import ConfigError, ReplyError
@@ -120,7 +120,7 @@ class Cycle:
             runs = run_tasks(tasks, pools=state.opening, parts=parts, cycle=state.cycle)
             critiques = self._criticize(runs, pools=state.opening)
             cost = self._meter.total - before
-            judgements = judge_runs(runs, pools=state.opening, parts=parts) if self.parts.learning.update_llm else {}
+            judgements = hear_runs(runs, pools=state.opening, parts=parts) if self.parts.learning.update_llm else {}
             self._held = _Batch(number, state.opening, runs, critiques, judgements, self._remember_questions(runs, parts), cost)
         return self._held
 

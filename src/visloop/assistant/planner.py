@@ -6,7 +6,7 @@ from pathlib import Path
 
 from visloop.assistant.demonstrations import DemonstrationPool
 from visloop.assistant.llm_planner import LlmPlanner
-from visloop.assistant.proposals import FailedAttempt, LearningPlanner, Planner, pair_attempts
+from visloop.assistant.proposals import FailedAttempt, Planner, judge_runs, pair_attempts, teach
 from visloop.assistant.retrieval import Encoder, WordEncoder
 from visloop.assistant.search import open_search_planner
 from visloop.assistant.search_judgements import JudgedRun, Judgement, JudgementPool
@@ -61,11 +61,11 @@ class HybridPlanner:
 
     def judge(self, runs: Sequence[JudgedRun], *, tools: ToolRunner) -> list[Judgement]:
         """What ``first`` can learn from feedback on runs, where it learns at all."""
-        return self.first.judge(runs, tools=tools) if isinstance(self.first, LearningPlanner) else []
+        return judge_runs(self.first, runs, tools=tools)
 
     def with_judgements(self, pool: JudgementPool) -> "HybridPlanner":
         """The hybrid whose ``first`` has learned from a pool."""
-        return replace(self, first=self.first.with_judgements(pool)) if isinstance(self.first, LearningPlanner) else self
+        return replace(self, first=teach(self.first, pool))
 
     def _is_unsure(self, second: Proposal) -> bool:
         return second.confidence is not None and second.confidence < self.min_second

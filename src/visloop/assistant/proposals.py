@@ -53,6 +53,16 @@ class LearningPlanner(Planner, Protocol):
         ...
 
 
+def judge_runs(planner: Planner, runs: Sequence[JudgedRun], *, tools: ToolRunner) -> list[Judgement]:
+    """What a planner can learn from feedback on runs; nothing where it does not learn from right and wrong itself."""
+    return planner.judge(runs, tools=tools) if isinstance(planner, LearningPlanner) else []
+
+
+def teach(planner: Planner, pool: JudgementPool) -> Planner:
+    """The planner that has learned from a pool; the same one where it does not learn from judgements."""
+    return planner.with_judgements(pool) if isinstance(planner, LearningPlanner) else planner
+
+
 def pair_attempts(tasks: Sequence[Task], attempts: Sequence[FailedAttempt | None] | None) -> list[FailedAttempt | None]:
     """One attempt or None per task.
 

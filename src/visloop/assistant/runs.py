@@ -10,7 +10,7 @@ from visloop.assistant.interpreter import Execution, Job, run_programs
 from visloop.assistant.learning import LearningTools
 from visloop.assistant.material import TeachingSources, TuningPlan
 from visloop.assistant.pools import Pools
-from visloop.assistant.proposals import LearningPlanner, Planner
+from visloop.assistant.proposals import Planner, judge_runs, teach
 from visloop.assistant.search_judgements import JudgedRun, Judgement
 from visloop.assistant.traces import make_trace
 from visloop.config_assistant import LearningConfig, ReflectionConfig
@@ -70,16 +70,13 @@ class TaskRun:
 def teach_planner(parts: CycleParts, pools: Pools) -> CycleParts:
     """The parts with the planner that has learned from the judgements of ``pools``; the same ones where the planner does not learn from
     judgements. Everything that plans with a snapshot of pools starts here."""
-    planner = parts.planner
-    return replace(parts, planner=planner.with_judgements(pools.judgements)) if isinstance(planner, LearningPlanner) else parts
+    return replace(parts, planner=teach(parts.planner, pools.judgements))
 
 
-def judge_runs(runs: Sequence[TaskRun], *, pools: Pools, parts: CycleParts) -> dict[str, Judgement]:
+def hear_runs(runs: Sequence[TaskRun], *, pools: Pools, parts: CycleParts) -> dict[str, Judgement]:
     """By task, what a planner that learns from right and wrong can learn from the feedback on runs."""
-    if not isinstance(parts.planner, LearningPlanner):
-        return {}
     judged = [JudgedRun(run.execution.job.task, run.trace, run.feedback, run.execution.job.inputs) for run in runs]
-    return {entry.id: entry for entry in parts.planner.judge(judged, tools=parts.tools.with_pool(pools.prompts))}
+    return {entry.id: entry for entry in judge_runs(parts.planner, judged, tools=parts.tools.with_pool(pools.prompts))}
 
 
 def propose_programs(tasks: Sequence[Task], *, pools: Pools, parts: CycleParts) -> list[Proposal]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from visloop.assistant.cases import Case, Critic, ReflectionGrain
 from visloop.assistant.demonstrations import DemonstrationPool
-from visloop.assistant.proposals import FailedAttempt, LearningPlanner, Planner
+from visloop.assistant.proposals import FailedAttempt, Planner, judge_runs, teach
 from visloop.assistant.search_judgements import JudgedRun, Judgement, JudgementPool
 from visloop.records.assistant import Critique, Proposal, Task
 from visloop.tools.base import ToolRunner
@@ -66,11 +66,10 @@ class _WatchedPlanner:
         return proposals
 
     def judge(self, runs: Sequence[JudgedRun], *, tools: ToolRunner) -> list[Judgement]:
-        return self.planner.judge(runs, tools=tools) if isinstance(self.planner, LearningPlanner) else []
+        return judge_runs(self.planner, runs, tools=tools)
 
     def with_judgements(self, pool: JudgementPool) -> "_WatchedPlanner":
-        planner = self.planner
-        return _WatchedPlanner(planner.with_judgements(pool), self.meter) if isinstance(planner, LearningPlanner) else self
+        return _WatchedPlanner(teach(self.planner, pool), self.meter)
 
 
 @dataclass(slots=True)
